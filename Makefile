@@ -1,0 +1,34 @@
+# Each target sets up what it needs by itself, in .venv.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/demo
+
+.PHONY: help demo test lint bench clean
+
+help:  ## Show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[test]'
+	@touch $@
+
+demo: .venv/installed  ## Draw 200 images, run a whole pipeline on them, say where the results are
+	@test -d data/demo || $(BIN)/labelmill world data/demo --images 200 --seed 7
+	$(BIN)/labelmill run conf/pipelines/demo.yaml
+
+test: .venv/installed  ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/installed  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed  ## Time the mill against a bare loop (several minutes)
+	$(BIN)/python -m tests.benchmarks
+
+clean:  ## Remove the demo's data and runs
+	rm -rf data/demo $(RUN)

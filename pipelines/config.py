@@ -1,0 +1,313 @@
+"""A pipeline: one YAML file, read, validated, its steps built and chained. Nothing runs here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from operators.base import Operator, OperatorError
+from operators.ontology import Ontology
+from operators.registry import UnknownOperator, find, step_name
+from pipelines.cards import find_card
+from pipelines.errors import ConfigError, UserError, nearest
+from pipelines.exports import EXPORT_NAMES, exporter
+from pipelines.sources.spec import SourceSpec
+from pipelines.steps import ColumnError, Step, chain
+from pipelines.yaml_file import TOP_LEVEL, KeyPath, YamlFile, expand, read_yaml
+
+STEP_NAME = re.compile(r"[a-z][a-z0-9_]*")
+RESERVED = ("source", "decision", "image_id", "key")
+
+
+class Settings(BaseModel):
+    """What a pipeline says besides its steps and exports."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    source: SourceSpec
+    output: str = ""
+    ontology: Ontology | None = None
+    shard_size: int = Field(256, ge=1, le=100_000)
+
+    @field_validator("output", "name", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, (int, float)) else value
+
+
+@dataclass(frozen=True)
+class Export:
+    """One format to write: its name and parameters."""
+
+    name: str
+    params: Any
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A validated pipeline.
+
+    Attributes:
+        settings: Name, source, output, ontology, shard size.
+        steps: Built and chained, in order.
+        exports: Formats to write at the end.
+        labels: The column whose detections are exported, or None for the last one written.
+        document: The resolved YAML document, without storage options, for `pipeline.yaml`.
+    """
+
+    settings: Settings
+    steps: list[Step]
+    exports: list[Export]
+    labels: str | None
+    document: dict[str, Any]
+
+
+def load_pipeline(file: str | os.PathLike[str], overrides: list[str] | None = None) -> Pipeline:
+    """Read and validate a pipeline file.
+
+    Args:
+        file: A YAML file.
+        overrides: ``a.b=value`` assignments.
+
+    Raises:
+        UserError: There is no such file. ConfigError: Every mistake found, each with file, line and key.
+    """
+    yaml_file = read_yaml(file, overrides)
+    return build_pipeline(yaml_file)
+
+
+def build_pipeline(file: YamlFile) -> Pipeline:
+    """Validate a read file; see `load_pipeline`."""
+    problems: list[str] = []
+    for key in file.values:
+        if key not in TOP_LEVEL:
+            known = ", ".join(TOP_LEVEL)
+            problems.append(file.problem((key,), f"unknown key, must be one of {known}{nearest(key, TOP_LEVEL)}"))
+    settings = _settings(file, problems)
+    ontology = settings.ontology if settings is not None else None
+    drafts = _drafts(file, problems)
+    exports, labels, split = _exports(file, problems)
+    if split is not None:
+        drafts.append(Draft("split", "split", split, ("export", "split")))
+    built = [(draft, _build(file, draft, ontology, problems)) for draft in drafts]
+    _check_names(file, drafts, problems)
+    steps: list[Step] = []
+    if not problems:
+        for draft, operator in built:
+            assert operator is not None
+            try:
+                steps.append(chain(steps, draft.name, draft.operator, operator))
+            except (ColumnError, OperatorError) as error:
+                problems.append(file.problem((*draft.path, *error.param), str(error)))
+                break
+        if not problems and labels is not None:
+            problems += _check_labels(file, steps, labels)
+    if problems or settings is None:
+        raise ConfigError(problems)
+    if not steps and not exports:
+        raise ConfigError([file.problem(("steps",), "a pipeline must have at least one step or export but has none")])
+    settings = settings.model_copy(update={"output": settings.output or f"runs/{settings.name}"})
+    document = {**file.values, "output": settings.output}
+    if isinstance(document.get("source"), dict):
+        document["source"] = {k: v for k, v in document["source"].items() if k != "storage_options"}
+    return Pipeline(settings, steps, exports, labels, document)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A step as written: its name, operator and parameters, and where it stands in the file."""
+
+    name: str
+    operator: str
+    params: dict[str, Any]
+    path: KeyPath
+
+
+def _settings(file: YamlFile, problems: list[str]) -> Settings | None:
+    values = {key: file.values[key] for key in Settings.model_fields if key in file.values}
+    if isinstance(values.get("ontology"), str):
+        try:
+            values["ontology"] = read_yaml(values["ontology"]).values
+        except UserError as error:
+            problems.append(file.problem(("ontology",), str(error)))
+            return None
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        problems += validation_problems(file, (), error, Settings)
+        return None
+
+
+def _drafts(file: YamlFile, problems: list[str]) -> list[Draft]:
+    steps = file.values.get("steps") or []
+    if not isinstance(steps, list):
+        problems.append(file.problem(("steps",), f"must be a list of steps but is {type(steps).__name__}"))
+        return []
+    drafts: list[Draft] = []
+    counts: dict[str, int] = {}
+    for index, step in enumerate(steps):
+        path: KeyPath = ("steps", index)
+        if isinstance(step, str):
+            step = {step: None}
+        keys = [key for key in step if key != "as"] if isinstance(step, dict) else []
+        if len(keys) != 1:
+            problems.append(file.problem(path, f"must be one operator and its parameters but is {step!r}"))
+            continue
+        operator, value = str(keys[0]), step[keys[0]]
+        try:
+            find(operator)
+            params = {} if value is None else value if isinstance(value, dict) else expand(operator, value)
+        except (UnknownOperator, ValueError) as error:
+            problems.append(file.problem((*path, operator), str(error)))
+            continue
+        name = step.get("as")
+        if name is None:
+            name = step_name(operator)
+            counts[name] = counts.get(name, 0) + 1
+            name = name if counts[name] == 1 else f"{name}_{counts[name]}"
+        drafts.append(Draft(str(name), operator, params, (*path, operator)))
+    return drafts
+
+
+def _check_names(file: YamlFile, drafts: list[Draft], problems: list[str]) -> None:
+    seen: dict[str, Draft] = {}
+    for draft in drafts:
+        if not STEP_NAME.fullmatch(draft.name) or draft.name in RESERVED:
+            message = f"a step's name must be lower-case letters, digits and '_', and none of {', '.join(RESERVED)}"
+            problems.append(file.problem((*draft.path[:-1], "as"), f"{message}, but is {draft.name!r}"))
+        if draft.name in seen:
+            message = f"two steps are called {draft.name!r}; give one of them another name with `as:`"
+            problems.append(file.problem(draft.path, message))
+        seen[draft.name] = draft
+
+
+def _exports(file: YamlFile, problems: list[str]) -> tuple[list[Export], str | None, dict[str, Any] | None]:
+    section = file.values.get("export") or {}
+    if not isinstance(section, dict):
+        problems.append(file.problem(("export",), f"must be a mapping but is {type(section).__name__}"))
+        return [], None, None
+    exports: list[Export] = []
+    for name, value in section.items():
+        if name in ("split", "labels"):
+            continue
+        if name not in EXPORT_NAMES:
+            known = [*EXPORT_NAMES, "split", "labels"]
+            message = f"unknown export, must be one of {', '.join(known)}{nearest(str(name), known)}"
+            problems.append(file.problem(("export", str(name)), message))
+            continue
+        model = exporter(name).Params
+        try:
+            exports.append(Export(name, model.model_validate(value or {})))
+        except ValidationError as error:
+            problems += validation_problems(file, ("export", name), error, model)
+    split = section.get("split")
+    if split is not None and not isinstance(split, dict):
+        problems.append(
+            file.problem(("export", "split"), f"must be a mapping such as {{train: 0.9, val: 0.1}} but is {split!r}")
+        )
+        split = None
+    labels = section.get("labels")
+    return exports, None if labels is None else str(labels), split
+
+
+def _check_labels(file: YamlFile, steps: list[Step], labels: str) -> list[str]:
+    from operators.schemas import DETECTIONS
+    from pipelines.steps import resolve
+
+    try:
+        found = resolve(labels, steps)
+    except ColumnError as error:
+        return [file.problem(("export", "labels"), str(error))]
+    if not found.type.equals(DETECTIONS):
+        return [file.problem(("export", "labels"), f"column {labels!r} must hold detections but is {found.type}")]
+    return []
+
+
+def _build(file: YamlFile, draft: Draft, ontology: Ontology | None, problems: list[str]) -> Operator | None:
+    """The operator of a step, with names of model cards and the pipeline's ontology put in."""
+    from operators.models.card import ModelCard
+
+    cls = find(draft.operator)
+    params = dict(draft.params)
+    for name, field in cls.Params.model_fields.items():
+        wanted = _classes_of(field.annotation)
+        if Ontology in wanted:
+            if name not in params and ontology is not None:
+                params[name] = ontology
+            elif isinstance(params.get(name), str):
+                try:
+                    params[name] = read_yaml(params[name]).values
+                except UserError as error:
+                    problems.append(file.problem((*draft.path, name), str(error)))
+                    return None
+            elif name not in params and field.is_required():
+                problems.append(
+                    file.problem(draft.path, f"{draft.operator} needs classes to look for: add `ontology:`")
+                )
+                return None
+        if ModelCard in wanted and isinstance(params.get(name), str):
+            try:
+                params[name] = find_card(params[name])
+            except UserError as error:
+                problems.append(file.problem((*draft.path, name), str(error)))
+                return None
+    try:
+        return cls(cls.Params.model_validate(params))
+    except ValidationError as error:
+        problems += validation_problems(file, draft.path, error, cls.Params)
+    except OperatorError as error:
+        problems.append(file.problem((*draft.path, *error.param), str(error)))
+    return None
+
+
+def _classes_of(annotation: Any) -> set[Any]:
+    from typing import get_args
+
+    return {annotation, *get_args(annotation)}
+
+
+def validation_problems(file: YamlFile, path: KeyPath, error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line per mistake pydantic found, in our words."""
+    problems = []
+    for item in error.errors(include_url=False):
+        loc = tuple(
+            part for part in item["loc"] if not (isinstance(part, str) and not part.isidentifier() and "[" in part)
+        )
+        at = (*path, *loc)
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(model, loc[:-1])
+            message = f"unknown key, must be one of {', '.join(known)}{nearest(str(loc[-1]), known)}"
+            if not known:
+                message = "unknown key; this step takes no parameters"
+        elif item["type"] == "missing":
+            message = "must be given"
+        else:
+            text = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            message = text if item["type"] == "value_error" else f"must be {text} but is {item['input']!r}"
+        problems.append(file.problem(at, message))
+    return list(dict.fromkeys(problems))
+
+
+def _fields_at(model: type[BaseModel], loc: Iterable[str | int]) -> list[str]:
+    fields = _names(model)
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        inner = (
+            next((c for c in _classes_of(field.annotation) if isinstance(c, type) and issubclass(c, BaseModel)), None)
+            if field
+            else None
+        )
+        if inner is None:
+            return fields
+        model, fields = inner, _names(inner)
+    return fields
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]

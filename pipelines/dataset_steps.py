@@ -1,0 +1,125 @@
+"""Runs a DatasetOperator: a barrier that sees all shards, and stays resumable and incremental.
+
+The shards that a dataset step decides about together are a generation. A generation is named by how many shards there
+were when it was decided; every file of it says so. Results of earlier generations stand. When a run is killed between
+two files of one generation, the generation is computed again from the same input, which gives the same files, and the
+missing ones are written.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from operators.base import DatasetOperator, TableResult
+from operators.columns import join_result
+from pipelines.shards import read_shard
+from pipelines.steps import Step
+from pipelines.work import Layout, Receipt, active_rows, column_of, receipt_of
+
+GENERATION = b"labelmill.generation"
+
+
+def run_dataset_step(
+    layout: Layout, step: Step, shards: Iterable[int], on_receipt: Callable[[Receipt], None] | None = None
+) -> list[Receipt]:
+    """Do what is not done yet of a dataset step; one receipt per shard.
+
+    Args:
+        layout: The run.
+        step: Whose operator is a DatasetOperator. Every step that it depends on must be done for all shards.
+        shards: All shards of the run.
+        on_receipt: Told of every receipt when its file is written.
+    """
+    operator = step.operator
+    assert isinstance(operator, DatasetOperator)
+    everything = sorted(shards)
+    generations = _generations(layout, step, everything)
+    done = layout.done(step.position)
+    receipts = []
+    decided: list[int] = []
+    for generation in sorted(generations):
+        members = generations[generation]
+        started = time.perf_counter()
+        if not done.issuperset(members):
+            operator.load()
+            for shard, table in _compute(layout, step, operator, members, decided):
+                if shard in done:
+                    continue
+                table = table.replace_schema_metadata({GENERATION: str(generation).encode()})
+                layout.store.write_table(layout.file(step.position, shard), table)
+                seconds = (time.perf_counter() - started) / max(1, len(members))
+                receipt = receipt_of(step, shard, table, seconds=seconds)
+                receipts.append(receipt)
+                if on_receipt is not None:
+                    on_receipt(receipt)
+        decided += members
+    for shard in sorted(done):
+        receipts.append(receipt_of(step, shard, layout.table(step.position, shard, ["decision"]), computed=False))
+    return sorted(receipts, key=lambda receipt: receipt.shard)
+
+
+def _generations(layout: Layout, step: Step, shards: list[int]) -> dict[int, list[int]]:
+    """Members of each generation, by its name; the last one holds the shards that have no file yet."""
+    import pyarrow.parquet as pq
+
+    named: dict[int, int] = {}
+    for shard in layout.done(step.position):
+        with layout.store.fs.open(layout.store.path(layout.file(step.position, shard)), "rb") as file:
+            named[shard] = int((pq.read_schema(file).metadata or {}).get(GENERATION, b"0"))
+    generations: dict[int, list[int]] = defaultdict(list)
+    names = sorted({*named.values(), len(shards)})
+    for shard in shards:
+        # A shard without a file belongs to the first generation that was decided when the shard was there.
+        generation = named.get(shard, next(name for name in names if name > shard))
+        generations[generation].append(shard)
+    return generations
+
+
+def _compute(
+    layout: Layout, step: Step, operator: DatasetOperator, members: list[int], decided: list[int]
+) -> Iterable[tuple[int, pa.Table]]:
+    """The step's table for every shard of a generation."""
+    with tempfile.TemporaryDirectory(prefix="labelmill-") as folder:
+        new, positions = _gather(layout, step, members, os.path.join(folder, "new.arrow"), with_results=False)
+        old, _ = _gather(layout, step, decided, os.path.join(folder, "old.arrow"), with_results=True)
+        result = operator.compute(new, old)
+        start = 0
+        for shard in members:
+            indices = positions[shard]
+            part = TableResult(
+                None if result.columns is None else result.columns.slice(start, len(indices)),
+                None if result.decisions is None else result.decisions[start : start + len(indices)],
+            )
+            image_ids = read_shard(layout.store, shard, ["image_id"]).column(0)
+            yield shard, join_result(operator, image_ids, indices, part)
+            start += len(indices)
+
+
+def _gather(
+    layout: Layout, step: Step, shards: list[int], path: str, with_results: bool
+) -> tuple[pa.Table, dict[int, np.ndarray]]:
+    """The rows in play of some shards in one memory-mapped table, and where they stand in their shards."""
+    schema = pa.schema([("image_id", pa.int64()), ("key", pa.string())])
+    for reference, source in step.inputs.items():
+        schema = schema.append(pa.field(reference, source.type))
+    results = [*step.operator.writes(), pa.field("decision", pa.string())] if with_results else []
+    for field in results:
+        schema = schema.append(field)
+    positions: dict[int, np.ndarray] = {}
+    with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for shard in shards:
+            rows = read_shard(layout.store, shard, ["image_id", "key"])
+            columns = [*rows.columns, *(column_of(layout, source, shard) for source in step.inputs.values())]
+            if results:
+                columns += layout.table(step.position, shard, [field.name for field in results]).columns
+            positions[shard] = np.flatnonzero(active_rows(layout, step, shard, rows.num_rows))
+            writer.write_table(pa.table(columns, schema=schema).take(pa.array(positions[shard])))
+    with pa.memory_map(path) as source_file:
+        return pa.ipc.open_file(source_file).read_all(), positions

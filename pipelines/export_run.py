@@ -1,0 +1,173 @@
+"""Hands what a run decided to its exports, image by image, and puts each finished export in place whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from operators.images import image_size
+from operators.schemas import DETECTIONS
+from pipelines.config import Export, Pipeline
+from pipelines.errors import UserError
+from pipelines.exports import ExportError, ExportImage, Output, exporter
+from pipelines.outcomes import outcomes
+from pipelines.shards import read_shard
+from pipelines.sources import Fetcher
+from pipelines.steps import ColumnError, Input, Step, resolve
+from pipelines.store import TEMPORARY
+from pipelines.work import Layout, column_of
+
+MARKER = "export.json"
+
+
+def export_all(
+    pipeline: Pipeline, layout: Layout, shards: dict[int, int], classes: list[str], fetch: Fetcher
+) -> list[dict[str, Any]]:
+    """Write every export that is not there yet.
+
+    Args:
+        pipeline: Whose exports are written.
+        layout: The finished run.
+        shards: Number of images by shard.
+        classes: Class names in order; the position is the class id.
+        fetch: Gives the bytes behind a uri.
+
+    Returns:
+        The summary of each export.
+
+    Raises:
+        UserError: The labels cannot be written in that format.
+    """
+    summaries = []
+    for export in pipeline.exports:
+        fingerprint = _fingerprint(pipeline, layout, shards, classes, export)
+        marker = f"exports/{export.name}.{MARKER}"
+        known = _read_json(layout, marker)
+        if known is None or known["fingerprint"] != fingerprint:
+            try:
+                known = {"fingerprint": fingerprint, **_write(pipeline, layout, shards, classes, export, fetch)}
+            except ExportError as error:
+                raise UserError(f"export {export.name}: {error}") from error
+            layout.store.write(marker, json.dumps(known, indent=2, ensure_ascii=False).encode())
+        summaries.append({"export": export.name, "path": layout.store.address(f"exports/{export.name}"), **known})
+    return summaries
+
+
+def _write(
+    pipeline: Pipeline, layout: Layout, shards: dict[int, int], classes: list[str], export: Export, fetch: Fetcher
+) -> dict[str, Any]:
+    store, name = layout.store, f"exports/{export.name}"
+    splits = _splits(layout, shards)
+    writer = exporter(export.name)(export.params)
+    images = export_images(pipeline, layout, shards, fetch)
+    provenance = {
+        "pipeline": pipeline.settings.name,
+        "steps": [
+            {"step": step.name, "operator": step.operator_name, "fingerprint": step.fingerprint}
+            for step in layout.steps
+        ],
+    }
+    if store.is_local:
+        final, temporary = store.path(name), store.path(f"exports/{TEMPORARY}{export.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.makedirs(temporary)
+        summary = writer.write(images, classes, splits, fetch, Output(store.fs, temporary), provenance)
+        # The marker goes first: between the two renames there is no export that claims to be whole.
+        _forget(layout, f"exports/{export.name}.{MARKER}")
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+    else:
+        _forget(layout, f"exports/{export.name}.{MARKER}")
+        if store.exists(name):
+            store.fs.rm(store.path(name), recursive=True)
+        summary = writer.write(images, classes, splits, fetch, Output(store.fs, store.path(name)), provenance)
+    return summary.as_dict()
+
+
+def export_images(pipeline: Pipeline, layout: Layout, shards: dict[int, int], fetch: Fetcher) -> Iterator[ExportImage]:
+    """The images that every step kept, in order of image_id, with their labels."""
+    steps = layout.steps
+    labels = labels_column(steps, pipeline.labels)
+    split = _optional("split", steps) or Input(None, "split", pa.string())
+    sizes = [_optional(name, steps) for name in ("width", "height", "format")]
+    for outcome in outcomes(layout, shards):
+        rows = read_shard(layout.store, outcome.shard, ["image_id", "key", "uri"]).to_pylist()
+        found = column_of(layout, labels, outcome.shard)
+        splits = column_of(layout, split, outcome.shard).to_pylist()
+        known = [None if column is None else column_of(layout, column, outcome.shard).to_pylist() for column in sizes]
+        for index, row in enumerate(rows):
+            if outcome.final[index] != "kept":
+                continue
+            width, height, kind = (None if column is None else column[index] for column in known)
+            if width is None or height is None or kind is None:
+                width, height, kind = _measure(fetch(row["uri"]))
+            detections = found[index].as_py() or []
+            yield ExportImage(
+                row["image_id"], row["key"], row["uri"], int(width), int(height), splits[index], detections, kind
+            )
+
+
+def labels_column(steps: tuple[Step, ...], wanted: str | None) -> Input:
+    """Where labels come from: the column asked for, else the last one that holds detections, else the source's."""
+    if wanted is not None:
+        return resolve(wanted, steps)
+    for step in reversed(steps):
+        for field in step.operator.writes():
+            if field.type.equals(DETECTIONS):
+                return Input(step.position, field.name, field.type)
+    return Input(None, "labels", DETECTIONS)
+
+
+def _optional(column: str, steps: tuple[Step, ...]) -> Input | None:
+    try:
+        return resolve(column, steps)
+    except ColumnError:
+        return None
+
+
+def _measure(data: bytes) -> tuple[int, int, str]:
+    from operators.images import image_format
+
+    width, height = image_size(data)
+    return width, height, image_format(data)
+
+
+def _splits(layout: Layout, shards: dict[int, int]) -> list[str]:
+    """The splits that images of the run are in, in the usual order."""
+    column = _optional("split", layout.steps) or Input(None, "split", pa.string())
+    found: set[str] = set()
+    for shard in shards:
+        found.update(name for name in column_of(layout, column, shard).to_pylist() if name is not None)
+    usual = ["train", "val", "test"]
+    return [name for name in usual if name in found] + sorted(found - set(usual))
+
+
+def _fingerprint(pipeline: Pipeline, layout: Layout, shards: dict[int, int], classes: list[str], export: Export) -> str:
+    content = {
+        "export": export.name,
+        "params": export.params.model_dump(mode="json"),
+        "labels": pipeline.labels,
+        "classes": classes,
+        "steps": [step.fingerprint for step in layout.steps],
+        "shards": sorted(shards.items()),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_json(layout: Layout, name: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(layout.store.read(name))
+    except FileNotFoundError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _forget(layout: Layout, name: str) -> None:
+    if layout.store.exists(name):
+        layout.store.fs.rm(layout.store.path(name))

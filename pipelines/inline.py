@@ -1,0 +1,38 @@
+"""Runs segments of a pipeline in this process, one shard after the other: for debugging, tests and small jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from operators.apply import THREADS
+from pipelines.dataset_steps import run_dataset_step
+from pipelines.sources import Fetcher
+from pipelines.steps import Step
+from pipelines.work import Layout, Receipt, ShardWorker, use_one_thread
+
+
+def run_segment(
+    layout: Layout,
+    segment: Sequence[Step],
+    shards: Sequence[int],
+    everything: Sequence[int],
+    fetch: Fetcher,
+    on_receipt: Callable[[Receipt], None],
+) -> None:
+    """Do what is not done yet.
+
+    Args:
+        layout: The run.
+        segment: Consecutive image and table steps, or one dataset step.
+        shards: Those for which something is to be done.
+        everything: All shards of the run.
+        fetch: Gives the bytes behind a uri.
+        on_receipt: Told of every receipt.
+    """
+    if segment[0].is_dataset:
+        run_dataset_step(layout, segment[0], everything, on_receipt)
+        return
+    use_one_thread()
+    worker = ShardWorker(layout, [step.position for step in segment], fetch, THREADS)
+    for shard in shards:
+        worker.run(shard, on_receipt)

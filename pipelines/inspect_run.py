@@ -1,0 +1,239 @@
+"""Reads a run without changing it: what is planned, how far it is, and one image's story."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.config import Pipeline, build_pipeline
+from pipelines.errors import UserError, nearest
+from pipelines.placement import place, segments
+from pipelines.run import PIPELINE_FILE, SUMMARY_FILE, Options, open_output, resources_here
+from pipelines.shards import known_shards, read_shard, take_in
+from pipelines.sources import SourceError, open_source
+from pipelines.store import Store
+from pipelines.terminal import outcome_line
+from pipelines.work import Layout
+from pipelines.yaml_file import YamlFile
+
+
+def plan_of(pipeline: Pipeline, workers: int | None) -> dict[str, Any]:
+    """What a run on this machine would do, as plain values. Lists the source; computes and writes nothing."""
+    store = open_output(pipeline)
+    try:
+        intake = take_in(open_source(pipeline.settings.source), store, pipeline.settings.shard_size, write=False)
+    except SourceError as error:
+        raise UserError(str(error)) from error
+    layout = Layout.of(store, pipeline.steps)
+    resources = resources_here(Options(workers=workers))
+    steps = []
+    for step in pipeline.steps:
+        done = len(layout.done(step.position) & intake.shards.keys())
+        steps.append(
+            {
+                "step": step.name,
+                "operator": step.operator_name,
+                "fingerprint": step.fingerprint,
+                "reads": [
+                    f"{'source' if c.step is None else pipeline.steps[c.step].name}.{c.column}"
+                    for c in step.inputs.values()
+                ],
+                "writes": step.operator.writes().names,
+                "done": done,
+                "shards": len(intake.shards),
+            }
+        )
+    stages: list[dict[str, Any]] = []
+    for segment in segments(pipeline.steps):
+        if all(steps[step.position]["done"] == len(intake.shards) for step in segment):
+            continue
+        if segment[0].is_dataset:
+            stages.append({"steps": [segment[0].name], "workers": 1, "on": "all shards at once"})
+            continue
+        phases = place(segment, resources, workers)
+        for number, phase in enumerate(phases):
+            for pool in phase.pools:
+                stages.append(
+                    {
+                        "steps": [pipeline.steps[position].name for position in pool.positions],
+                        "workers": pool.workers,
+                        "on": f"{pool.gpus:g} GPU each" if pool.gpus else f"{pool.cpus:g} CPU each",
+                        "phase": number + 1 if len(phases) > 1 else None,
+                    }
+                )
+    return {
+        "pipeline": pipeline.settings.name,
+        "output": pipeline.settings.output,
+        "images": intake.images,
+        "new_images": intake.added,
+        "shards": len(intake.shards),
+        "resources": {"cpus": resources.cpus, "gpus": resources.gpus, "memory_gb": round(resources.memory_gb, 1)},
+        "steps": steps,
+        "stages": stages,
+        "exports": [export.name for export in pipeline.exports],
+    }
+
+
+def print_plan(planned: dict[str, Any], console: Console) -> None:
+    """Print `plan_of`."""
+    new = f", {planned['new_images']:,} new" if planned["new_images"] != planned["images"] else ""
+    console.print(
+        f"{planned['pipeline']}: {planned['images']:,} images{new} in {planned['shards']:,} shards → {escape(planned['output'])}"
+    )
+    table = Table(box=None, pad_edge=False)
+    for header in ("step", "done", "reads", "writes"):
+        table.add_column(header, justify="right" if header == "done" else "left", overflow="fold")
+    for step in planned["steps"]:
+        table.add_row(
+            step["step"], f"{step['done']:,}/{step['shards']:,}", "\n".join(step["reads"]) or "-", _few(step["writes"])
+        )
+    console.print(table)
+    if not planned["stages"]:
+        console.print("every step is done for every shard; a run computes nothing")
+    here = planned["resources"]
+    gpus = f", {here['gpus']:g} GPUs" if here["gpus"] else ""
+    if planned["stages"]:
+        console.print(f"\nplacement on this machine ({here['cpus']:g} CPUs{gpus}, {here['memory_gb']} GB free)")
+    for stage in planned["stages"]:
+        phase = f"phase {stage['phase']}  " if stage.get("phase") else ""
+        workers = f"{stage['workers']} worker{'s' if stage['workers'] > 1 else ''}"
+        console.print(f"  {phase}{workers}, {stage['on']}: {', '.join(stage['steps'])}")
+    console.print(f"exports: {', '.join(planned['exports']) or 'none'}")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f", … {len(names) - 6} more" if len(names) > 6 else "") or "-"
+
+
+def reopen(folder: str) -> tuple[Pipeline, Layout, dict[int, int]]:
+    """The pipeline of a run, as it was run last."""
+    store = Store(folder)
+    document = yaml.safe_load(store.read(PIPELINE_FILE))
+    pipeline = build_pipeline(YamlFile(store.address(PIPELINE_FILE), document, {}))
+    return pipeline, Layout.of(store, pipeline.steps), known_shards(store)
+
+
+def status_of(folder: str) -> dict[str, Any]:
+    """How far a run is, as plain values."""
+    pipeline, layout, shards = reopen(folder)
+    summary = json.loads(layout.store.read(SUMMARY_FILE)) if layout.store.exists(SUMMARY_FILE) else None
+    steps = []
+    for step in pipeline.steps:
+        done = layout.done(step.position) & shards.keys()
+        steps.append(
+            {"step": step.name, "done": len(done), "shards": len(shards), "images": sum(shards[s] for s in done)}
+        )
+    complete = all(step["done"] == step["shards"] for step in steps)
+    return {
+        "run": folder,
+        "pipeline": pipeline.settings.name,
+        "images": sum(shards.values()),
+        "complete": complete and summary is not None,
+        "steps": steps,
+        "summary": summary,
+    }
+
+
+def print_status(found: dict[str, Any], console: Console) -> None:
+    """Print `status_of`."""
+    state = "complete" if found["complete"] else "not finished; run the pipeline again to go on"
+    console.print(f"{escape(found['run'])}: {found['pipeline']}, {found['images']:,} images, {state}")
+    sums = {row["step"]: row for row in (found["summary"] or {}).get("steps", [])}
+    table = Table(box=None, pad_edge=False)
+    table.add_column("step")
+    for header in ("shards", "seen", "kept", "dropped", "duplicate", "failed"):
+        table.add_column(header, justify="right")
+    for step in found["steps"]:
+        row = sums.get(step["step"], {})
+        counts = [
+            f"{row[kind]:,}" if kind in row else "" for kind in ("seen", "kept", "dropped", "duplicate", "failed")
+        ]
+        table.add_row(step["step"], f"{step['done']:,}/{step['shards']:,}", *counts)
+    console.print(table)
+    if found["summary"]:
+        console.print(outcome_line(found["summary"]["images"], found["summary"]["outcome"]))
+        for export in found["summary"].get("exports", []):
+            console.print(f"{export['export']}: {escape(export['path'])}", soft_wrap=True)
+
+
+def explain_image(folder: str, key: str) -> dict[str, Any]:
+    """One image's story: where it is, and for each step what it computed and decided.
+
+    Raises:
+        UserError: The run has no such image.
+    """
+    _, layout, shards = reopen(folder)
+    shard, row = _find(layout, shards, key)
+    image = read_shard(layout.store, shard).slice(row, 1).to_pylist()[0]
+    steps = []
+    for step in layout.steps:
+        try:
+            values = layout.table(step.position, shard).slice(row, 1).to_pylist()[0]
+        except FileNotFoundError:
+            steps.append({"step": step.name, "decision": "not done yet", "columns": {}})
+            continue
+        columns = {name: values[name] for name in step.operator.writes().names}
+        told = {name: values[f"decision.{name}"] for name in ("reason", "score", "threshold")}
+        steps.append({"step": step.name, "decision": values["decision"] or "passed over", **told, "columns": columns})
+    return {"run": folder, "shard": shard, **image, "steps": steps}
+
+
+def _find(layout: Layout, shards: dict[int, int], key: str) -> tuple[int, int]:
+    import pyarrow.compute as pc
+
+    keys: list[str] = []
+    for shard in sorted(shards):
+        table = read_shard(layout.store, shard, ["image_id", "key"])
+        row = pc.index(table.column("key"), pa.scalar(key)).as_py()
+        if row < 0 and key.isdecimal():
+            row = pc.index(table.column("image_id"), pa.scalar(int(key))).as_py()
+        if row >= 0:
+            return shard, row
+        if len(keys) < 100_000:
+            keys += table.column("key").to_pylist()
+    raise UserError(f"the run has no image {key!r}{nearest(key, keys)}")
+
+
+def print_explanation(story: dict[str, Any], console: Console) -> None:
+    """Print `explain_image`."""
+    console.print(f"{escape(story['key'])}  image_id {story['image_id']}, shard {story['shard']}")
+    console.print(f"  {escape(story['uri'])}", soft_wrap=True)
+    for name in ("split", "metadata", "problem"):
+        if story[name] is not None:
+            console.print(f"  source.{name}: {escape(str(story[name]))}", soft_wrap=True)
+    if story["labels"] is not None:
+        console.print(f"  source.labels: {escape(_short(story['labels']))}", soft_wrap=True)
+    for step in story["steps"]:
+        reason = f": {step['reason']}" if step.get("reason") else ""
+        console.print(f"{step['step']:<14}{step['decision']}{escape(reason)}", soft_wrap=True)
+        for name, value in step["columns"].items():
+            if value is not None:
+                console.print(f"  {name:<18}{escape(_short(value))}", soft_wrap=True)
+
+
+def _short(value: Any, room: int = 160) -> str:
+    """A value on one line."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        if value and isinstance(value[0], dict):
+            shown = "; ".join(_detection(item) for item in value[:5])
+            return f"{len(value)}: {shown}" + ("; …" if len(value) > 5 else "")
+        if len(value) > 8:
+            return f"[{', '.join(_short(item) for item in value[:4])}, … {len(value)} values]"
+        return f"[{', '.join(_short(item) for item in value)}]"
+    text = str(value)
+    return text if len(text) <= room else text[: room - 1] + "…"
+
+
+def _detection(item: dict[str, Any]) -> str:
+    if {"class", "x1", "y1", "x2", "y2"} <= item.keys():
+        score = "" if item.get("score") is None else f" {item['score']:.2f}"
+        return f"{item['class']}{score} [{item['x1']:.0f} {item['y1']:.0f} {item['x2']:.0f} {item['y2']:.0f}]"
+    return ", ".join(f"{name} {_short(value, 40)}" for name, value in item.items() if value is not None)

@@ -1,0 +1,224 @@
+"""Runs segments of a pipeline on Ray Data: one shard is one block, and no image ever leaves a worker.
+
+What travels between pools is the number of a shard; columns are read back from the step files, bytes from the source.
+A worker that dies loses the shard it was on, which Ray gives to another; the one rule skips what was finished.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from operators.apply import THREADS
+from operators.columns import ContractError
+from operators.registry import is_built_in
+from pipelines.dataset_steps import run_dataset_step
+from pipelines.errors import UserError
+from pipelines.placement import Phase, Pool, Resources
+from pipelines.sources import Fetcher
+from pipelines.steps import Step
+from pipelines.work import Layout, Receipt, ShardWorker, use_one_thread
+
+OnReceipt = Callable[[Receipt], None]
+
+NO_PROGRESS_SECONDS = 600
+"""Ray Data gives up when no task has finished for so long, rather than hang."""
+
+
+@contextmanager
+def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterator[None]:
+    """Connect to a cluster, or start one on this machine and stop it at the end.
+
+    Args:
+        address: ``auto``, ``host:port`` or ``ray://…``; None for the one in RAY_ADDRESS, or a new local one.
+        cpus: CPUs of a new local cluster; None for all of the machine's.
+        verbose: Let Ray's own messages through.
+    """
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    level = logging.INFO if verbose else logging.ERROR
+    common: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "configure_logging": True}
+    try:
+        if address:
+            ray.init(address=address, **common)
+        else:
+            ray.init(num_cpus=cpus, include_dashboard=False, **common)
+    except ConnectionError as error:
+        raise UserError(f"there is no Ray cluster at {address}: {error}") from error
+    try:
+        _quiet(verbose)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_resources(steps: Sequence[Step]) -> Resources:
+    """What the connected cluster has. Asks a GPU for its memory only when some step could use one."""
+    import ray
+
+    total = ray.cluster_resources()
+    gpus = float(total.get("GPU", 0))
+    gpu_memory = 0.0
+    if gpus and any(step.operator.needs().gpu for step in steps):
+        gpu_memory = float(ray.get(ray.remote(num_gpus=0.01, num_cpus=0)(_gpu_memory_gb).remote()))
+    return Resources(float(total.get("CPU", 0)), gpus, gpu_memory, float(total.get("memory", 0)) / 1e9)
+
+
+def _gpu_memory_gb() -> float:
+    import torch
+
+    return float(torch.cuda.get_device_properties(0).total_memory) / 1e9
+
+
+def run_phase(
+    layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetcher, on_receipt: OnReceipt, threads: int = THREADS
+) -> None:
+    """Run the pools of a phase over shards, as one Ray Data execution.
+
+    Raises:
+        ContractError, UserError: What a worker raised, as it raised it.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    _ship_user_code(layout.steps)
+    with _progress(on_receipt) as progress:
+        items = [{"shard": shard} for shard in shards]
+        dataset: Any = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
+        for pool in phase.pools:
+            dataset = dataset.map_batches(
+                _PoolWorker,
+                fn_constructor_args=(layout, pool, fetch, threads, progress),
+                compute=ActorPoolStrategy(size=min(pool.workers, len(items)), max_tasks_in_flight_per_actor=2),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus or None,
+            )
+        try:
+            for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                pass
+        except Exception as error:
+            raise _cause(error) from None
+
+
+def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_receipt: OnReceipt) -> None:
+    """Run a dataset step as one Ray task."""
+    import ray
+
+    _ship_user_code(layout.steps)
+    with _progress(on_receipt) as progress:
+
+        def work() -> None:
+            run_dataset_step(layout, step, shards, lambda receipt: progress.add.remote(receipt))
+
+        try:
+            ray.get(ray.remote(num_cpus=1, max_retries=3)(work).remote())
+        except Exception as error:
+            raise _cause(error) from None
+
+
+class _PoolWorker:
+    """One worker of a pool: an actor that takes a block with one shard number and hands it on."""
+
+    def __init__(self, layout: Layout, pool: Pool, fetch: Fetcher, threads: int, progress: Any) -> None:
+        use_one_thread()
+        self._worker = ShardWorker(layout, pool.positions, fetch, threads)
+        self._progress = progress
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        for shard in block.column("shard").to_pylist():
+            self._worker.run(shard, lambda receipt: self._progress.add.remote(receipt))
+        return block
+
+
+class _Progress:
+    """Collects receipts from the workers until the driver asks for them."""
+
+    def __init__(self) -> None:
+        self._receipts: list[Receipt] = []
+
+    def add(self, receipt: Receipt) -> None:
+        self._receipts.append(receipt)
+
+    def drain(self) -> list[Receipt]:
+        receipts, self._receipts = self._receipts, []
+        return receipts
+
+
+@contextmanager
+def _progress(on_receipt: OnReceipt) -> Iterator[Any]:
+    """An actor for receipts, and a thread that passes them on; the last ones before the block is left."""
+    import ray
+
+    actor: Any = ray.remote(num_cpus=0)(_Progress).remote()
+    stop = threading.Event()
+
+    def drain() -> None:
+        for receipt in ray.get(actor.drain.remote(), timeout=30):
+            on_receipt(receipt)
+
+    def poll() -> None:
+        while not stop.wait(0.5):
+            try:
+                drain()
+            except ray.exceptions.RayError:
+                return
+
+    thread = threading.Thread(target=poll, name="receipts", daemon=True)
+    thread.start()
+    try:
+        yield actor
+        stop.set()
+        thread.join()
+        drain()
+    finally:
+        stop.set()
+        ray.kill(actor)
+
+
+def _ship_user_code(steps: Sequence[Step]) -> None:
+    """Modules of the user's own operators travel with the classes, so that every worker has them."""
+    import sys
+
+    from ray import cloudpickle
+
+    for step in steps:
+        cls = type(step.operator)
+        if not is_built_in(cls):
+            cloudpickle.register_pickle_by_value(sys.modules[cls.__module__])
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The exception that a worker raised, out of Ray's wrappers."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (ContractError, UserError)):
+            return seen
+        inner = getattr(seen, "cause", None)
+        seen = inner if isinstance(inner, BaseException) else seen.__cause__
+    return error
+
+
+def _quiet(verbose: bool) -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = verbose
+    context.print_on_execution_start = verbose
+    context.op_resource_reservation_enabled = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    context.target_max_block_size = None
+    context.raise_original_map_exception = True
+    if not verbose:
+        for name in ("ray.data", "ray"):
+            logging.getLogger(name).setLevel(logging.ERROR)

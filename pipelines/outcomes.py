@@ -1,0 +1,211 @@
+"""What became of every image: the sums that must close, and the tables that say why."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.shards import read_shard
+from pipelines.work import Layout, active_rows
+
+DECISIONS = pa.schema(
+    [
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("step", pa.string(), nullable=False),
+        pa.field("decision", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("threshold", pa.float64()),
+    ]
+)
+"""``decisions.parquet``: one row per image and step that decides, and per failure of any step."""
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("step", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+    ]
+)
+"""``quarantine.parquet``: one row per image that failed, at the first step where it did."""
+
+COLUMNS = ["decision", "decision.reason", "decision.score", "decision.threshold"]
+
+
+class SumsError(Exception):
+    """Images were lost or counted twice: a fault of the program."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the images of one shard.
+
+    Attributes:
+        shard: Its number.
+        final: kept, dropped, duplicate or failed, one per row.
+        step: Position of the step that said so; -1 for kept.
+        decisions: Of each step, the four decision columns.
+    """
+
+    shard: int
+    final: list[str]
+    step: list[int]
+    decisions: list[pa.Table]
+
+
+def outcomes(layout: Layout, shards: dict[int, int]) -> Iterator[Outcome]:
+    """Shard after shard. An image's outcome is the first decision against it, in the order of the steps.
+
+    Raises:
+        SumsError: A step decided about an image that it was not to see, or did not about one that it was.
+    """
+    for shard in sorted(shards):
+        count = shards[shard]
+        final, at = ["kept"] * count, [-1] * count
+        tables: list[pa.Table] = []
+        cache: dict[int, pa.Table] = {}
+        for step in layout.steps:
+            table = layout.table(step.position, shard, COLUMNS)
+            cache[step.position] = table
+            tables.append(table)
+            if table.num_rows != count:
+                raise SumsError(f"step {step.name!r} has {table.num_rows} rows in shard {shard}, which has {count}")
+            decisions = table.column("decision").to_pylist()
+            seen = np.array([decision is not None for decision in decisions], dtype=bool)
+            if not np.array_equal(seen, active_rows(layout, step, shard, count, cache)):
+                raise SumsError(f"step {step.name!r} did not see the images of shard {shard} that it was to see")
+            for row, decision in enumerate(decisions):
+                if decision not in (None, "kept") and final[row] == "kept":
+                    final[row], at[row] = decision, step.position
+        yield Outcome(shard, final, at, tables)
+
+
+def summarise(layout: Layout, shards: dict[int, int]) -> dict[str, Any]:
+    """Write ``decisions.parquet`` and ``quarantine.parquet``; give the sums.
+
+    Returns:
+        ``images``: how many; ``outcome``: how many were kept, dropped, duplicate and failed; ``steps``: for each step
+        what it saw, and what became of it; ``reasons``: how often each step failed or dropped for which reason.
+
+    Raises:
+        SumsError: They do not close.
+    """
+    steps = [
+        {
+            "step": step.name,
+            "operator": step.operator_name,
+            "seen": 0,
+            "kept": 0,
+            "dropped": 0,
+            "duplicate": 0,
+            "failed": 0,
+        }
+        for step in layout.steps
+    ]
+    total: Counter[str] = Counter()
+    reasons: Counter[tuple[str, str, str]] = Counter()
+    with (
+        _Table(layout, "decisions.parquet", DECISIONS) as decided,
+        _Table(layout, "quarantine.parquet", QUARANTINE) as quarantined,
+    ):
+        for outcome in outcomes(layout, shards):
+            total.update(outcome.final)
+            rows = read_shard(layout.store, outcome.shard, ["image_id", "key", "uri"])
+            for step, sums, table in zip(layout.steps, steps, outcome.decisions, strict=True):
+                kinds = table.column("decision").to_pylist()
+                for kind, number in Counter(kinds).items():
+                    if kind is not None:
+                        sums["seen"] += number  # type: ignore[operator]
+                        sums[kind] += number  # type: ignore[operator]
+                told = [
+                    r for r, kind in enumerate(kinds) if kind is not None and (step.operator.decides or kind != "kept")
+                ]
+                where = pa.array(told, pa.int64())
+                part = table.take(where)
+                decided.add(
+                    [
+                        rows.column("image_id").take(where),
+                        rows.column("key").take(where),
+                        pa.array([step.name] * len(told), pa.string()),
+                        *part.columns,
+                    ]
+                )
+                for kind, reason in zip(part.column(0).to_pylist(), part.column(1).to_pylist(), strict=True):
+                    if kind in ("dropped", "failed"):
+                        reasons[(step.name, kind, _kind_of(reason or ""))] += 1
+            bad = [row for row, final in enumerate(outcome.final) if final == "failed"]
+            where = pa.array(bad, pa.int64())
+            quarantined.add(
+                [
+                    *rows.take(where).columns,
+                    pa.array([layout.steps[outcome.step[row]].name for row in bad], pa.string()),
+                    pa.array([outcome.decisions[outcome.step[row]].column(1)[row].as_py() for row in bad], pa.string()),
+                ]
+            )
+    images = sum(shards.values())
+    _check_sums(images, total, steps)
+    return {
+        "images": images,
+        "outcome": {kind: total.get(kind, 0) for kind in ("kept", "dropped", "duplicate", "failed")},
+        "steps": steps,
+        "reasons": [
+            {"step": step, "decision": kind, "reason": reason, "images": number}
+            for (step, kind, reason), number in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:50]
+        ],
+    }
+
+
+def _check_sums(images: int, total: Counter[str], steps: list[dict[str, Any]]) -> None:
+    if sum(total.values()) != images:
+        raise SumsError(f"the run has {images} images but outcomes for {sum(total.values())}")
+    for sums in steps:
+        parts = sums["kept"] + sums["dropped"] + sums["duplicate"] + sums["failed"]
+        if sums["seen"] != parts:
+            raise SumsError(f"step {sums['step']!r} saw {sums['seen']} images but decided about {parts}")
+
+
+def _kind_of(reason: str) -> str:
+    """A reason without what differs from image to image, so that like ones are counted together."""
+    import re
+
+    text = reason.partition(" (")[0].partition(": ")[0]
+    return re.sub(r"\d+(\.\d+)?", "…", text) if len(text) > 60 else text
+
+
+class _Table:
+    """A Parquet file at the head of the run, written part by part and put in place whole."""
+
+    def __init__(self, layout: Layout, name: str, schema: pa.Schema) -> None:
+        import pyarrow.parquet as pq
+
+        self._store, self._name, self._schema = layout.store, name, schema
+        self._buffer = io.BytesIO()
+        self._writer = pq.ParquetWriter(self._buffer, schema, compression="zstd")
+
+    def add(self, columns: list[pa.Array | pa.ChunkedArray]) -> None:
+        table = pa.table(columns, schema=self._schema)
+        if table.num_rows:
+            self._writer.write_table(table)
+
+    def __enter__(self) -> _Table:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._writer.close()
+        if error is None:
+            self._store.write(self._name, self._buffer.getvalue())
+
+
+def write_json(layout: Layout, name: str, value: dict[str, Any]) -> None:
+    """A JSON file at the head of the run, keys in the order given."""
+    layout.store.write(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

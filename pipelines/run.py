@@ -1,0 +1,283 @@
+"""Runs a pipeline from source to exports. Read `run` from top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import yaml
+
+from operators.base import OperatorError
+from operators.ontology import Ontology
+from pipelines.config import Pipeline
+from pipelines.errors import UserError
+from pipelines.export_run import export_all, labels_column
+from pipelines.outcomes import summarise, write_json
+from pipelines.placement import Phase, Resources, place, segments
+from pipelines.shards import Intake, iterate, take_in
+from pipelines.sources import Fetcher, Source, SourceError, open_source
+from pipelines.steps import Step
+from pipelines.store import Store
+from pipelines.work import Layout, Receipt
+
+PIPELINE_FILE = "pipeline.yaml"
+SUMMARY_FILE = "summary.json"
+
+
+class Reporter(Protocol):
+    """Who is told how a run goes."""
+
+    def source_read(self, intake: Intake) -> None: ...
+    def planned(self, layout: Layout, done: dict[int, set[int]], shards: dict[int, int]) -> None: ...
+    def placed(self, steps: Sequence[Step], phases: Sequence[Phase]) -> None: ...
+    def receipt(self, receipt: Receipt) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run; none of it changes a result.
+
+    Attributes:
+        inline: In this process, without Ray.
+        workers: Upper bound of the workers of a pool.
+        address: Of a Ray cluster; None for a local one.
+        verbose: Let Ray's own messages through.
+    """
+
+    inline: bool = False
+    workers: int | None = None
+    address: str | None = None
+    verbose: bool = False
+
+
+def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, Any]:
+    """Do whatever of a pipeline is not done yet.
+
+    Returns:
+        What ``summary.json`` holds: the sums, and the exports.
+
+    Raises:
+        UserError: The source, the output or a model is not what it must be.
+    """
+    store = open_output(pipeline)
+    source, fetch = _open(pipeline)
+    store.clean()
+    intake = _take_in(pipeline, source, store)
+    reporter.source_read(intake)
+    write_pipeline(pipeline, store)
+
+    layout = Layout.of(store, pipeline.steps)
+    done = {step.position: layout.done(step.position) & intake.shards.keys() for step in pipeline.steps}
+    reporter.planned(layout, done, intake.shards)
+    everything = sorted(intake.shards)
+    waiting = [step for step in pipeline.steps if len(done[step.position]) < len(everything)]
+    _check_ready(waiting)
+
+    with _Events(store) as events:
+
+        def on_receipt(receipt: Receipt) -> None:
+            if receipt.computed:
+                events.add("receipt", **receipt.as_dict())
+            reporter.receipt(receipt)
+
+        if waiting:
+            with _session(options):
+                for segment in segments(pipeline.steps):
+                    shards = sorted({s for step in segment for s in everything if s not in done[step.position]})
+                    if shards:
+                        _run_segment(layout, segment, shards, everything, fetch, options, reporter, on_receipt)
+
+    summary = _summary(pipeline, layout, intake)
+    classes = export_classes(pipeline, layout, intake.shards, source)
+    summary["exports"] = export_all(pipeline, layout, intake.shards, classes, fetch)
+    write_json(layout, SUMMARY_FILE, summary)
+    return summary
+
+
+def _run_segment(
+    layout: Layout,
+    segment: Sequence[Step],
+    shards: Sequence[int],
+    everything: Sequence[int],
+    fetch: Fetcher,
+    options: Options,
+    reporter: Reporter,
+    on_receipt: Callable[[Receipt], None],
+) -> None:
+    if options.inline:
+        from pipelines.inline import run_segment
+
+        run_segment(layout, segment, shards, everything, fetch, on_receipt)
+        return
+    from pipelines import on_ray
+
+    resources = on_ray.cluster_resources(segment)
+    if segment[0].is_dataset:
+        on_ray.run_barrier(layout, segment[0], everything, on_receipt)
+        return
+    phases = place(segment, resources, options.workers)
+    reporter.placed(segment, phases)
+    for phase in phases:
+        on_ray.run_phase(layout, phase, shards, fetch, on_receipt)
+
+
+def _session(options: Options) -> AbstractContextManager[None]:
+    if options.inline:
+        return nullcontext()
+    from pipelines.on_ray import ray_session
+
+    return ray_session(options.address, options.workers, options.verbose)
+
+
+def open_output(pipeline: Pipeline) -> Store:
+    """The run's directory.
+
+    Raises:
+        UserError: Something else is there already; nothing is touched.
+    """
+    store = Store(pipeline.settings.output)
+    names = store.names()
+    if not names:
+        return store
+    if PIPELINE_FILE not in names:
+        if set(names) <= {"shards"}:
+            return store
+        raise UserError(
+            f"output {store.address()} is not empty and no run of labelmill (it has no {PIPELINE_FILE}); "
+            "choose another output"
+        )
+    earlier = yaml.safe_load(store.read(PIPELINE_FILE))
+    mine = identity(pipeline.document)
+    theirs = identity(earlier)
+    for key, value in mine.items():
+        if theirs.get(key) != value:
+            raise UserError(
+                f"output {store.address()} belongs to another pipeline: its {key} is {theirs.get(key)!r}, "
+                f"this one's is {value!r}; choose another output, or remove that run"
+            )
+    return store
+
+
+def identity(document: dict[str, Any]) -> dict[str, Any]:
+    """What makes a pipeline the same one after its steps were changed."""
+    return {key: json.loads(json.dumps(document.get(key))) for key in ("name", "source")}
+
+
+def write_pipeline(pipeline: Pipeline, store: Store) -> None:
+    """Keep the resolved pipeline beside its results."""
+    text = yaml.safe_dump(pipeline.document, sort_keys=False, allow_unicode=True)
+    store.write(PIPELINE_FILE, text.encode())
+
+
+def _open(pipeline: Pipeline) -> tuple[Source, Fetcher]:
+    try:
+        source = open_source(pipeline.settings.source)
+    except SourceError as error:
+        raise UserError(str(error)) from error
+    return source, Fetcher(dict(pipeline.settings.source.storage_options))
+
+
+def _take_in(pipeline: Pipeline, source: Source, store: Store) -> Intake:
+    try:
+        return take_in(source, store, pipeline.settings.shard_size)
+    except SourceError as error:
+        raise UserError(str(error)) from error
+
+
+def _check_ready(steps: Sequence[Step]) -> None:
+    """Refuse to start when a model's weights are missing or broken."""
+    problems = []
+    for step in steps:
+        try:
+            step.operator.ready()
+        except OperatorError as error:
+            problems.append(f"step {step.name!r}: {error}")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def export_classes(pipeline: Pipeline, layout: Layout, shards: dict[int, int], source: Source) -> list[str]:
+    """Class names of the exported labels, in the order of their ids: the ontology's, the source's, or by name."""
+    labels = labels_column(layout.steps, pipeline.labels)
+    ontology = pipeline.settings.ontology
+    if labels.step is not None:
+        own = getattr(layout.steps[labels.step].operator.params, "ontology", None)
+        ontology = own if isinstance(own, Ontology) else ontology
+        if ontology is not None:
+            return list(ontology.classes)
+    elif source.classes is not None:
+        return list(source.classes)
+    found: set[str] = set()
+    for shard, _ in iterate(layout.store, shards, ["image_id"]):
+        from pipelines.work import column_of
+
+        for detections in column_of(layout, labels, shard).to_pylist():
+            found.update(detection["class"] for detection in detections or [])
+    return sorted(found)
+
+
+def state_of(layout: Layout, shards: dict[int, int]) -> str:
+    """Identifies what a run's results are, to see whether anything changed."""
+    content = json.dumps(
+        [[step.fingerprint for step in layout.steps], [step.name for step in layout.steps], sorted(shards.items())]
+    )
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _summary(pipeline: Pipeline, layout: Layout, intake: Intake) -> dict[str, Any]:
+    """The sums; those of the last run when nothing has changed since."""
+    state = state_of(layout, intake.shards)
+    if layout.store.exists(SUMMARY_FILE):
+        earlier = json.loads(layout.store.read(SUMMARY_FILE))
+        if earlier.get("state") == state:
+            return dict(earlier)
+    summary = {"pipeline": pipeline.settings.name, "state": state, **summarise(layout, intake.shards)}
+    return {**summary, "source_problems": intake.problems[:1000], "source_problem_count": len(intake.problems)}
+
+
+class _Events:
+    """``events.jsonl``: one line per thing that happened, appended."""
+
+    def __init__(self, store: Store) -> None:
+        self._file = store.append("events.jsonl")
+        self._lines = 0
+
+    def add(self, event: str, **values: Any) -> None:
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, ensure_ascii=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+        self._lines += 1
+
+    def __enter__(self) -> _Events:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def resources_here(options: Options) -> Resources:
+    """What a local run would have, read without starting Ray."""
+    import psutil
+
+    cpus = float(options.workers or len(psutil.Process().cpu_affinity()))
+    return Resources(cpus, *_local_gpus(), memory_gb=psutil.virtual_memory().available / 1e9)
+
+
+def _local_gpus() -> tuple[float, float]:
+    """Number of GPUs and memory of the smallest in GB. Imports torch only where a driver is installed."""
+    import shutil
+
+    if shutil.which("nvidia-smi") is None:
+        return 0.0, 0.0
+    import torch
+
+    count = torch.cuda.device_count()
+    if not count:
+        return 0.0, 0.0
+    return float(count), min(torch.cuda.get_device_properties(i).total_memory for i in range(count)) / 1e9

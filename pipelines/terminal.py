@@ -1,0 +1,174 @@
+"""How a run looks in a terminal: one live line per step, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.placement import Phase
+from pipelines.shards import Intake
+from pipelines.steps import Step
+from pipelines.work import Layout, Receipt
+
+PLAIN_SECONDS = 10.0
+"""How often a plain line is printed for a step that is under way."""
+
+
+@dataclass
+class _Line:
+    name: str
+    total: int
+    done: int = 0
+    failed: int = 0
+    computed: int = 0
+    shards: set[int] = field(default_factory=set)
+    started: float | None = None
+    last: float = 0.0
+    printed: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Images per second since the step's first receipt was under way; 0 where nothing was computed."""
+        if self.started is None or self.last <= self.started:
+            return 0.0
+        return self.computed / (self.last - self.started)
+
+    def cells(self) -> list[str]:
+        width = 12
+        part = self.done / self.total if self.total else 1.0
+        bar = "━" * round(width * part) + "╌" * (width - round(width * part))
+        left = (self.total - self.done) / self.rate if self.rate else 0.0
+        eta = "done" if self.done >= self.total else _duration(left) if self.rate else ""
+        failed = f"[red]{self.failed:,} failed[/]" if self.failed else ""
+        rate = f"{self.rate:,.0f}/s" if self.rate >= 10 else f"{self.rate:.1f}/s" if self.rate else ""
+        return [escape(self.name), bar, f"{self.done:,}/{self.total:,}", rate, failed, eta]
+
+
+class TerminalReporter:
+    """Prints how a run goes."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self._lines: dict[str, _Line] = {}
+        self._shards: dict[int, int] = {}
+        self._live: Live | None = None
+        self._lock = threading.Lock()
+        self._segment_started = time.time()
+
+    def source_read(self, intake: Intake) -> None:
+        parts = [f"{intake.images:,} images in {len(intake.shards):,} shards"]
+        if intake.added and intake.added != intake.images:
+            parts.append(f"{intake.added:,} new")
+        self.console.print(f"source  {', '.join(parts)}")
+        if intake.problems:
+            self._warn(f"{len(intake.problems):,} entries of the source have a problem", intake.problems)
+        if intake.changed:
+            text = "images have changed since they were first read; their old results stand (use another output to redo them)"
+            self._warn(f"{len(intake.changed):,} {text}", intake.changed)
+        if intake.gone:
+            self._warn(f"{len(intake.gone):,} images are no longer in the source; their results stand", intake.gone)
+
+    def _warn(self, text: str, examples: list[str]) -> None:
+        self.console.print(f"[yellow]warning[/] {escape(text)}")
+        for example in examples[:3]:
+            self.console.print(f"  {escape(example)}", overflow="fold")
+        if len(examples) > 3:
+            self.console.print(f"  … and {len(examples) - 3:,} more")
+
+    def planned(self, layout: Layout, done: dict[int, set[int]], shards: dict[int, int]) -> None:
+        self._shards = shards
+        total = sum(shards.values())
+        for step in layout.steps:
+            finished = done[step.position]
+            line = _Line(step.name, total, sum(shards[shard] for shard in finished), shards=set(finished))
+            self._lines[step.name] = line
+        if all(line.done >= line.total for line in self._lines.values()):
+            if self._lines:
+                self.console.print("every step is done for every shard; nothing to compute")
+            return
+        if self.console.is_terminal:
+            self._live = Live(get_renderable=self._table, console=self.console, refresh_per_second=4)
+            self._live.start()
+
+    def placed(self, steps: Sequence[Step], phases: Sequence[Phase]) -> None:
+        self._segment_started = time.time()
+        if len(phases) > 1:
+            self.note(f"the models do not fit side by side: {len(phases)} phases, one after the other")
+
+    def note(self, text: str) -> None:
+        self.console.print(escape(text))
+
+    def receipt(self, receipt: Receipt) -> None:
+        with self._lock:
+            line = self._lines[receipt.step]
+            if receipt.shard in line.shards:
+                return
+            line.shards.add(receipt.shard)
+            line.done += receipt.images
+            line.failed += receipt.failed
+            if receipt.computed:
+                line.computed += receipt.images
+                if line.started is None:
+                    line.started = receipt.at - receipt.seconds
+                line.last = receipt.at
+            finished = line.done >= line.total
+            if self._live is None and (finished or time.time() - line.printed > PLAIN_SECONDS):
+                line.printed = time.time()
+                name, _, count, rate, failed, eta = line.cells()
+                eta = eta if finished or not eta else f"{eta} left"
+                self.console.print("  ".join(part for part in (f"{name:<14}", count, rate, failed, eta) if part))
+
+    def _table(self) -> Table:
+        table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
+        for justify in ("left", "left", "right", "right", "right", "right"):
+            table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        with self._lock:
+            for line in self._lines.values():
+                table.add_row(*line.cells())
+        return table
+
+    def close(self) -> None:
+        """Leave the last state of the lines on the screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def finished(self, summary: dict[str, Any], address: str) -> None:
+        """Say what came out and where it is."""
+        self.console.print(outcome_line(summary["images"], summary["outcome"]))
+        for reason in summary["reasons"][:5]:
+            text = f"  {reason['images']:,} {reason['decision']} by {reason['step']}: {reason['reason']}"
+            self.console.print(escape(text), overflow="ellipsis", no_wrap=True)
+        rows = [("run", address)]
+        if summary["outcome"]["failed"]:
+            rows.append(("failed", f"{address}/quarantine.parquet"))
+        for export in summary["exports"]:
+            rows.append((export["export"], export["path"]))
+        for name, path in rows:
+            self.console.print(f"{name:<8}{escape(path)}", soft_wrap=True)
+        for export in summary["exports"]:
+            images = sum(export.get("images", {}).values())
+            labels = sum(export.get("annotations", {}).values())
+            skipped = sum(export.get("skipped", {}).values())
+            left_out = f", {skipped:,} left out as unwritable" if skipped else ""
+            self.console.print(f"{export['export']}: {images:,} images, {labels:,} labels{left_out}")
+
+
+def outcome_line(images: int, outcome: dict[str, int]) -> str:
+    """``5,000 images = 4,210 kept + 700 dropped + 88 duplicate + 2 failed``."""
+    parts = " + ".join(f"{outcome[kind]:,} {kind}" for kind in ("kept", "dropped", "duplicate", "failed"))
+    return f"{images:,} images = {parts}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,167 @@
+"""A pipeline file as plain values that remember their lines: OmegaConf reads it, PyYAML says where things stand."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import ConfigError, UserError, nearest
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class YamlFile:
+    """A read file.
+
+    Attributes:
+        name: As the user wrote it.
+        values: Plain dicts, lists and scalars, interpolations resolved.
+        lines: 1-based line of every key path.
+    """
+
+    name: str
+    values: dict[str, Any]
+    lines: dict[KeyPath, int]
+
+    def problem(self, path: KeyPath, message: str) -> str:
+        """``file:line: key: message``; the line is that of the nearest enclosing key that the file has."""
+        known = path
+        while known not in self.lines and known:
+            known = known[:-1]
+        line = self.lines.get(known, 1)
+        where = f"{describe(path)}: " if path else ""
+        return f"{self.name}:{line}: {where}{message}"
+
+
+def describe(path: KeyPath) -> str:
+    """``steps[3].detect.floor``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def read_yaml(name: str | os.PathLike[str], overrides: list[str] | None = None) -> YamlFile:
+    """Read a YAML mapping.
+
+    Args:
+        name: A local path.
+        overrides: ``a.b=value`` assignments. The first part is a key of the file or the name of a step.
+
+    Raises:
+        UserError: There is no such file. ConfigError: It is no YAML mapping, an interpolation cannot be resolved or
+            an override names nothing.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = Path(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        folder = path.parent if path.parent.is_dir() else Path()
+        raise UserError(
+            f"there is no file {str(name)!r}{nearest(path.name, (p.name for p in folder.glob('*.yaml')))}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} cannot be read: {error}") from error
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines = _lines(tree, ()) if tree is not None else {}
+        config = OmegaConf.create(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark is not None else 1
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError([f"{name}:{line}: must be YAML but {problem}"]) from error
+    if not OmegaConf.is_dict(config):
+        raise ConfigError([f"{name}:1: must be a mapping of keys to values but is {type(tree).__name__}"])
+    try:
+        for override in overrides or []:
+            _override(config, override)
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", "") or "")
+        at = next((line for known, line in lines.items() if describe(known) == key), 1)
+        message = str(error).splitlines()[0]
+        raise ConfigError([f"{name}:{at}: {key}: {message}"]) from error
+    assert isinstance(values, dict)
+    return YamlFile(str(name), {str(key): value for key, value in values.items()}, lines)
+
+
+def _lines(node: Any, path: KeyPath) -> dict[KeyPath, int]:
+    import yaml
+
+    lines = {path: node.start_mark.line + 1}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            below = (*path, str(key.value))
+            lines |= _lines(value, below)
+            lines[below] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines |= _lines(value, (*path, index))
+    return lines
+
+
+def _override(config: Any, override: str) -> None:
+    """Apply ``--set a.b=value``; a step is addressed by its name."""
+    from omegaconf import OmegaConf
+
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError([f"--set must be KEY=VALUE, such as detect.floor=0.2, but is {override!r}"])
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"--set {key}: the value must be YAML but is {text!r}"]) from error
+    steps = config.get("steps") or []
+    named = {step_label(step): index for index, step in enumerate(steps)}
+    if parts[0] in TOP_LEVEL:
+        OmegaConf.update(config, key.strip(), value, force_add=True)
+        return
+    if parts[0] not in named:
+        raise ConfigError(
+            [f"--set {key}: there is no step or key {parts[0]!r}{nearest(parts[0], [*named, *TOP_LEVEL])}"]
+        )
+    if len(parts) == 1:
+        raise ConfigError([f"--set {key}: name a parameter of the step too, such as {key}.PARAMETER=VALUE"])
+    index = named[parts[0]]
+    step = steps[index]
+    if isinstance(step, str):
+        config.steps[index] = {step: {}}
+    operator = next(name for name in config.steps[index] if name != "as")
+    if not OmegaConf.is_dict(config.steps[index][operator]):
+        config.steps[index][operator] = expand(operator, config.steps[index][operator])
+    OmegaConf.update(config.steps[index][operator], ".".join(parts[1:]), value, force_add=True)
+
+
+TOP_LEVEL = ("name", "source", "output", "ontology", "steps", "export", "shard_size")
+
+
+def step_label(step: Any) -> str:
+    """The name a step goes by: its `as`, else that of its operator."""
+    from operators.registry import step_name
+
+    if isinstance(step, str):
+        return step_name(step)
+    if "as" in step:
+        return str(step["as"])
+    return step_name(str(next(iter(step), "")))
+
+
+def expand(operator: str, value: Any) -> dict[str, Any]:
+    """``keep: "x > 1"`` → ``{where: "x > 1"}`` for operators whose Params name a shorthand."""
+    from operators.registry import find
+
+    shorthand = getattr(find(operator).Params, "shorthand", None)
+    if shorthand is None:
+        raise ValueError(f"must be a mapping of parameters but is {value!r}")
+    return {shorthand: value}

@@ -1,0 +1,166 @@
+"""Small operators with known results, for tests of the engine. Used as `tests.toys:Name` like any user's own."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from operators.base import (
+    DatasetOperator,
+    Decision,
+    ImageOperator,
+    OperatorParams,
+    RowError,
+    TableOperator,
+    TableResult,
+    tuning,
+)
+from operators.images import DecodedImage
+
+
+class Brightness(ImageOperator):
+    """The mean of an image's pixels; logs every image that it computes, and fails where it is told to."""
+
+    class Params(OperatorParams):
+        batch: int = tuning(4)
+        scale: float = 1.0
+        log: str = tuning("")
+        sleep: float = tuning(0.0)
+        fail_in_infer: tuple[int, ...] = ()
+        fail_in_prepare: tuple[int, ...] = ()
+        refuse: tuple[int, ...] = ()
+        memory: int = tuning(1000)
+        die_at: int = tuning(0)
+        die_marker: str = tuning("")
+
+    def writes(self) -> pa.Schema:
+        return pa.schema(
+            [("brightness", pa.float32()), ("vector", pa.list_(pa.float16(), 3)), ("tags", pa.list_(pa.string()))]
+        )
+
+    def prepare(self, image: DecodedImage, row: Mapping[str, Any]) -> tuple[int, np.ndarray]:
+        if row["image_id"] in self.params.fail_in_prepare:
+            raise RowError("prepare was told to fail")
+        return row["image_id"], image.pixels.astype(np.float32).mean(axis=(0, 1))
+
+    def bucket(self, item: Any) -> int:
+        return int(item[0]) % 2
+
+    def infer(self, items: list[Any]) -> list[dict[str, Any] | RowError]:
+        if len(items) > self.params.memory:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if any(image_id in self.params.fail_in_infer for image_id, _ in items):
+            raise ValueError("infer was told to fail")
+        if self.params.die_at and any(image_id == self.params.die_at for image_id, _ in items):
+            die_once(self.params.die_marker)
+        time.sleep(self.params.sleep * len(items))
+        log(self.params.log, *(image_id for image_id, _ in items))
+        outputs: list[dict[str, Any] | RowError] = []
+        for image_id, mean in items:
+            if image_id in self.params.refuse:
+                outputs.append(RowError("infer refused this one"))
+                continue
+            value = float(mean.mean()) * self.params.scale
+            outputs.append(
+                {"brightness": value, "vector": (mean / 255).astype(np.float16), "tags": ["bright"] * (value > 128)}
+            )
+        return outputs
+
+
+class Wrong(ImageOperator):
+    """Breaks its contract in the way that it is told to."""
+
+    class Params(OperatorParams):
+        how: str
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([("number", pa.int32())])
+
+    def infer(self, items: list[Any]) -> list[dict[str, Any] | RowError]:
+        good: list[dict[str, Any] | RowError] = [{"number": 1} for _ in items]
+        if self.params.how == "missing":
+            return [{} for _ in items]
+        if self.params.how == "extra":
+            return [{"number": 1, "other": 2} for _ in items]
+        if self.params.how == "short":
+            return good[:-1]
+        if self.params.how == "type":
+            good[0] = {"number": "one"}
+        return good
+
+
+class Threshold(TableOperator):
+    """Drops what is darker than a threshold; fails where it is told to."""
+
+    decides: ClassVar[bool] = True
+
+    class Params(OperatorParams):
+        at_least: float = 0.0
+        fail: tuple[int, ...] = ()
+        log: str = tuning("")
+
+    def reads(self) -> tuple[str, ...]:
+        return ("brightness",)
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([("margin", pa.float64())])
+
+    def compute(self, table: pa.Table) -> TableResult:
+        ids = table.column("image_id").to_pylist()
+        if set(ids) & set(self.params.fail):
+            raise ValueError("compute was told to fail")
+        log(self.params.log, *ids)
+        values = table.column("brightness").to_pylist()
+        decisions = [
+            Decision("kept")
+            if value >= self.params.at_least
+            else Decision("dropped", f"brightness < {self.params.at_least}", value, self.params.at_least)
+            for value in values
+        ]
+        return TableResult(pa.table({"margin": [value - self.params.at_least for value in values]}), decisions)
+
+
+class Rank(DatasetOperator):
+    """The rank of an image's brightness among all that came with it, above all that came before."""
+
+    class Params(OperatorParams):
+        log: str = tuning("")
+
+    def reads(self) -> tuple[str, ...]:
+        return ("brightness",)
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([("rank", pa.int64())])
+
+    def compute(self, new: pa.Table, old: pa.Table) -> TableResult:
+        log(self.params.log, *new.column("image_id").to_pylist())
+        values = np.array(new.column("brightness").to_pylist(), dtype=np.float64)
+        order = np.argsort(np.argsort(values, kind="stable"), kind="stable") + old.num_rows
+        return TableResult(pa.table({"rank": pa.array(order, pa.int64())}))
+
+
+def log(path: str, *values: object) -> None:
+    """Append values to a file, one a line; whole lines even when processes share it."""
+    if path and values:
+        with Path(path).open("a") as file:
+            file.write("".join(f"{value}\n" for value in values))
+
+
+def logged(path: str | Path) -> list[int]:
+    """What `log` wrote."""
+    return [int(line) for line in Path(path).read_text().split()] if Path(path).exists() else []
+
+
+def die_once(marker: str) -> None:
+    """End this process without a word, unless some process already did so."""
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os._exit(1)
