@@ -55,7 +55,12 @@ class Worker:
 
 
 def apply(
-    worker: Worker, rows: pa.Table, active: np.ndarray, images: ShardImages | None = None, threads: int = THREADS
+    worker: Worker,
+    rows: pa.Table,
+    active: np.ndarray,
+    images: ShardImages | None = None,
+    threads: int = THREADS,
+    on_progress: Callable[[int], None] | None = None,
 ) -> tuple[pa.Table, Timing]:
     """Apply an ImageOperator or a TableOperator to one shard.
 
@@ -65,6 +70,7 @@ def apply(
         active: bool, one per row: the images still in play. The others are passed over.
         images: The shard's images; an ImageOperator needs them.
         threads: How many threads prepare.
+        on_progress: Told after every micro-batch how many images are done.
 
     Returns:
         The step's table (see `operators.columns.step_schema`), one row per row of `rows`, in the same order; and
@@ -80,7 +86,7 @@ def apply(
     if isinstance(operator, ImageOperator):
         if images is None:
             raise ContractError(f"{operator.name} needs images but was given none")
-        values = _run_images(worker, rows, indices, images, threads, timing)
+        values = _run_images(worker, rows, indices, images, threads, timing, on_progress)
         table = step_table(operator, rows.column("image_id"), indices, values)
     elif isinstance(operator, TableOperator):
         shown = rows.take(pa.array(indices))
@@ -95,7 +101,13 @@ def apply(
 
 
 def _run_images(
-    worker: Worker, rows: pa.Table, indices: np.ndarray, images: ShardImages, threads: int, timing: Timing
+    worker: Worker,
+    rows: pa.Table,
+    indices: np.ndarray,
+    images: ShardImages,
+    threads: int,
+    timing: Timing,
+    on_progress: Callable[[int], None] | None,
 ) -> list[RowValue]:
     operator = worker.operator
     assert isinstance(operator, ImageOperator)
@@ -108,6 +120,8 @@ def _run_images(
         for (position, _), value in zip(batch, _infer(worker, [item for _, item in batch]), strict=True):
             values[position] = value
         timing.infer += time.perf_counter() - started
+        if on_progress is not None:
+            on_progress(sum(value is not None for value in values))
 
     started = time.perf_counter()
     for position, prepared in _prepare_ahead(worker, rows, indices, images, threads):
@@ -169,7 +183,7 @@ def _infer(worker: Worker, items: list[Any]) -> list[RowValue]:
         return [failed(output) if isinstance(output, RowError) else output for output in outputs]
 
     def out_of_memory(part: list[Any]) -> None:
-        worker.batch = max(1, min(worker.batch, len(part) // 2))
+        worker.batch = max(1, min(worker.batch, (len(part) + 1) // 2))
         _empty_accelerator_cache()
 
     return bisect(run, items, fail=lambda error: [failed(error)], on_memory=out_of_memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticUndefined
@@ -95,3 +96,108 @@ def print_operator(described: dict[str, Any], console: Console) -> None:
             about = row["about"] + (" (changes speed only)" if row["tuning"] else "")
             table.add_row(f"  {row['name']}", escape(row["default"]), escape(about or row["type"]))
         console.print(table)
+
+
+def list_models() -> list[dict[str, Any]]:
+    """Every model card, with whether its weights are on this machine. A card that is wrong says why."""
+    from operators.models.weights import available
+    from pipelines.cards import card_files, find_card
+
+    listed: list[dict[str, Any]] = []
+    for name, path in card_files().items():
+        try:
+            card = find_card(name)
+        except UserError as error:
+            listed.append({"name": name, "file": str(path), "problem": str(error)})
+            continue
+        weights = card.weights
+        listed.append(
+            {
+                "name": name,
+                "task": card.task,
+                "engine": card.engine,
+                "architecture": card.architecture,
+                "weights": weights.hub or weights.url or weights.path or f"random, seed {weights.random}",
+                "licence": card.licence,
+                "memory_gb": card.memory_gb,
+                "here": available(card),
+                "file": str(path),
+            }
+        )
+    return listed
+
+
+def print_models(listed: list[dict[str, Any]], console: Console) -> None:
+    """Print `list_models`."""
+    table = Table(box=None, pad_edge=False)
+    for header in ("card", "task", "engine", "GB", "licence", "here"):
+        table.add_column(header, justify="right" if header == "GB" else "left", overflow="fold")
+    for row in listed:
+        if "problem" in row:
+            table.add_row(row["name"], "[red]wrong[/]", escape(row["problem"]))
+            continue
+        table.add_row(
+            row["name"],
+            row["task"],
+            row["engine"],
+            f"{row['memory_gb']:g}",
+            row["licence"],
+            "yes" if row["here"] else "no",
+        )
+    console.print(table)
+    if any(not row.get("here", True) for row in listed):
+        console.print("\nlabelmill models pull CARD… brings weights here; a run never downloads.")
+
+
+def pull_models(names: list[str], console: Console) -> None:
+    """Download and verify the weights of cards, one after the other.
+
+    Raises:
+        UserError: A card is not there, or its weights cannot be fetched or are not what it names.
+    """
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    from operators.models.card import ModelError
+    from operators.models.weights import pull
+    from pipelines.cards import find_card
+
+    cards = [find_card(name) for name in names]
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    for card in cards:
+        console.print(f"{card.name}: licence {card.licence}, {card.memory_gb:g} GB in memory")
+        with Progress(*columns, console=console) as progress:
+            tasks: dict[str, Any] = {}
+
+            def report(
+                name: str, done: int, total: int | None, progress: Progress = progress, tasks: dict[str, Any] = tasks
+            ) -> None:
+                if name not in tasks:
+                    tasks[name] = progress.add_task(name, total=total)
+                progress.update(tasks[name], completed=done, total=total)
+
+            try:
+                paths = pull(card, report)
+            except ModelError as error:
+                raise UserError(str(error)) from error
+        size = sum(path.stat().st_size for path in paths)
+        console.print(
+            f"  here and verified, {size / 1e6:,.0f} MB" if paths else "  random weights; there is nothing to fetch"
+        )
+
+
+def draw_world(out: Path, images: int, seed: int, console: Console) -> None:
+    """Draw images with exact truth beside them.
+
+    Raises:
+        UserError: The directory holds something already.
+    """
+    from rich.progress import Progress
+
+    from operators.miniatures.write import write_world
+
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; choose another directory")
+    with Progress(console=console) as progress:
+        task = progress.add_task(f"drawing {images:,} images", total=images)
+        summary = write_world(out, images, seed, progress=lambda done, _: progress.update(task, completed=done))
+    console.print(escape(str(summary)))

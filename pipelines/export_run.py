@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,9 @@ from operators.images import image_size
 from operators.schemas import DETECTIONS
 from pipelines.config import Export, Pipeline
 from pipelines.errors import UserError
-from pipelines.exports import ExportError, ExportImage, Output, exporter
+from pipelines.exports import exporter
+from pipelines.exports.base import ExportError, ExportImage
+from pipelines.exports.files import Output
 from pipelines.outcomes import outcomes
 from pipelines.shards import read_shard
 from pipelines.sources import Fetcher
@@ -54,7 +57,9 @@ def export_all(
                 known = {"fingerprint": fingerprint, **_write(pipeline, layout, shards, classes, export, fetch)}
             except ExportError as error:
                 raise UserError(f"export {export.name}: {error}") from error
-            layout.store.write(marker, json.dumps(known, indent=2, ensure_ascii=False).encode())
+            text = json.dumps(known, indent=2, ensure_ascii=False)
+            layout.store.write(marker, text.encode())
+            known = json.loads(text)
         summaries.append({"export": export.name, "path": layout.store.address(f"exports/{export.name}"), **known})
     return summaries
 
@@ -87,7 +92,7 @@ def _write(
         if store.exists(name):
             store.fs.rm(store.path(name), recursive=True)
         summary = writer.write(images, classes, splits, fetch, Output(store.fs, store.path(name)), provenance)
-    return summary.as_dict()
+    return asdict(summary)
 
 
 def export_images(pipeline: Pipeline, layout: Layout, shards: dict[int, int], fetch: Fetcher) -> Iterator[ExportImage]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from operators.apply import THREADS
 from pipelines.dataset_steps import run_dataset_step
 from pipelines.sources import Fetcher
 from pipelines.steps import Step
-from pipelines.work import Layout, Receipt, ShardWorker, use_one_thread
+from pipelines.work import Layout, OnNews, ShardWorker, use_one_thread
 
 
 def run_segment(
@@ -17,7 +17,7 @@ def run_segment(
     shards: Sequence[int],
     everything: Sequence[int],
     fetch: Fetcher,
-    on_receipt: Callable[[Receipt], None],
+    on_news: OnNews,
 ) -> None:
     """Do what is not done yet.
 
@@ -27,12 +27,12 @@ def run_segment(
         shards: Those for which something is to be done.
         everything: All shards of the run.
         fetch: Gives the bytes behind a uri.
-        on_receipt: Told of every receipt.
+        on_news: Told of every receipt, and of what is under way.
     """
     if segment[0].is_dataset:
-        run_dataset_step(layout, segment[0], everything, on_receipt)
+        run_dataset_step(layout, segment[0], everything, on_news)
         return
     use_one_thread()
     worker = ShardWorker(layout, [step.position for step in segment], fetch, THREADS)
     for shard in shards:
-        worker.run(shard, on_receipt)
+        worker.run(shard, on_news)

@@ -83,9 +83,8 @@ def plan_of(pipeline: Pipeline, workers: int | None) -> dict[str, Any]:
 def print_plan(planned: dict[str, Any], console: Console) -> None:
     """Print `plan_of`."""
     new = f", {planned['new_images']:,} new" if planned["new_images"] != planned["images"] else ""
-    console.print(
-        f"{planned['pipeline']}: {planned['images']:,} images{new} in {planned['shards']:,} shards → {escape(planned['output'])}"
-    )
+    size = f"{planned['images']:,} images{new} in {planned['shards']:,} shards"
+    console.print(f"{planned['pipeline']}: {size} → {escape(planned['output'])}")
     table = Table(box=None, pad_edge=False)
     for header in ("step", "done", "reads", "writes"):
         table.add_column(header, justify="right" if header == "done" else "left", overflow="fold")

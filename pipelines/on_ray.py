@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,9 +24,7 @@ from pipelines.errors import UserError
 from pipelines.placement import Phase, Pool, Resources
 from pipelines.sources import Fetcher
 from pipelines.steps import Step
-from pipelines.work import Layout, Receipt, ShardWorker, use_one_thread
-
-OnReceipt = Callable[[Receipt], None]
+from pipelines.work import Layout, OnNews, Partial, Receipt, ShardWorker, use_one_thread
 
 NO_PROGRESS_SECONDS = 600
 """Ray Data gives up when no task has finished for so long, rather than hang."""
@@ -40,7 +39,8 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
         cpus: CPUs of a new local cluster; None for all of the machine's.
         verbose: Let Ray's own messages through.
     """
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    if not verbose:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -51,7 +51,10 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
         if address:
             ray.init(address=address, **common)
         else:
-            ray.init(num_cpus=cpus, include_dashboard=False, **common)
+            # Workers of a local cluster inherit the environment, and so find this checkout wherever it is.
+            checkout = str(Path(__file__).resolve().parent.parent)
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH", "")]))
+            _start_local(cpus, common)
     except ConnectionError as error:
         raise UserError(f"there is no Ray cluster at {address}: {error}") from error
     try:
@@ -59,6 +62,22 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
         yield
     finally:
         ray.shutdown()
+
+
+def _start_local(cpus: int | None, common: dict[str, Any]) -> None:
+    """Start a cluster on this machine. Ray gives its first process 30 s, which on a busy machine may be too few."""
+    import ray
+
+    for attempts_left in (2, 1, 0):
+        try:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if "timed out during startup" not in str(error):
+                raise
+            if not attempts_left:
+                raise UserError("Ray did not start within three times 30 s; is the machine overloaded?") from error
 
 
 def cluster_resources(steps: Sequence[Step]) -> Resources:
@@ -80,7 +99,7 @@ def _gpu_memory_gb() -> float:
 
 
 def run_phase(
-    layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetcher, on_receipt: OnReceipt, threads: int = THREADS
+    layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetcher, on_news: OnNews, threads: int = THREADS
 ) -> None:
     """Run the pools of a phase over shards, as one Ray Data execution.
 
@@ -91,7 +110,7 @@ def run_phase(
     from ray.data import ActorPoolStrategy
 
     _ship_user_code(layout.steps)
-    with _progress(on_receipt) as progress:
+    with _progress(on_news) as progress:
         items = [{"shard": shard} for shard in shards]
         dataset: Any = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
         for pool in phase.pools:
@@ -111,15 +130,15 @@ def run_phase(
             raise _cause(error) from None
 
 
-def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_receipt: OnReceipt) -> None:
+def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_news: OnNews) -> None:
     """Run a dataset step as one Ray task."""
     import ray
 
     _ship_user_code(layout.steps)
-    with _progress(on_receipt) as progress:
+    with _progress(on_news) as progress:
 
         def work() -> None:
-            run_dataset_step(layout, step, shards, lambda receipt: progress.add.remote(receipt))
+            run_dataset_step(layout, step, shards, lambda news: progress.add.remote(news))
 
         try:
             ray.get(ray.remote(num_cpus=1, max_retries=3)(work).remote())
@@ -137,35 +156,35 @@ class _PoolWorker:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         for shard in block.column("shard").to_pylist():
-            self._worker.run(shard, lambda receipt: self._progress.add.remote(receipt))
+            self._worker.run(shard, lambda news: self._progress.add.remote(news))
         return block
 
 
 class _Progress:
-    """Collects receipts from the workers until the driver asks for them."""
+    """Collects news from the workers until the driver asks for it."""
 
     def __init__(self) -> None:
-        self._receipts: list[Receipt] = []
+        self._news: list[Receipt | Partial] = []
 
-    def add(self, receipt: Receipt) -> None:
-        self._receipts.append(receipt)
+    def add(self, news: Receipt | Partial) -> None:
+        self._news.append(news)
 
-    def drain(self) -> list[Receipt]:
-        receipts, self._receipts = self._receipts, []
-        return receipts
+    def drain(self) -> list[Receipt | Partial]:
+        news, self._news = self._news, []
+        return news
 
 
 @contextmanager
-def _progress(on_receipt: OnReceipt) -> Iterator[Any]:
-    """An actor for receipts, and a thread that passes them on; the last ones before the block is left."""
+def _progress(on_news: OnNews) -> Iterator[Any]:
+    """An actor for news, and a thread that passes it on; the last of it before the block is left."""
     import ray
 
     actor: Any = ray.remote(num_cpus=0)(_Progress).remote()
     stop = threading.Event()
 
     def drain() -> None:
-        for receipt in ray.get(actor.drain.remote(), timeout=30):
-            on_receipt(receipt)
+        for news in ray.get(actor.drain.remote(), timeout=60):
+            on_news(news)
 
     def poll() -> None:
         while not stop.wait(0.5):
@@ -174,7 +193,7 @@ def _progress(on_receipt: OnReceipt) -> Iterator[Any]:
             except ray.exceptions.RayError:
                 return
 
-    thread = threading.Thread(target=poll, name="receipts", daemon=True)
+    thread = threading.Thread(target=poll, name="news", daemon=True)
     thread.start()
     try:
         yield actor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from pipelines.shards import Intake, iterate, take_in
 from pipelines.sources import Fetcher, Source, SourceError, open_source
 from pipelines.steps import Step
 from pipelines.store import Store
-from pipelines.work import Layout, Receipt
+from pipelines.work import Layout, OnNews, Partial, Receipt
 
 PIPELINE_FILE = "pipeline.yaml"
 SUMMARY_FILE = "summary.json"
@@ -35,7 +35,7 @@ class Reporter(Protocol):
     def source_read(self, intake: Intake) -> None: ...
     def planned(self, layout: Layout, done: dict[int, set[int]], shards: dict[int, int]) -> None: ...
     def placed(self, steps: Sequence[Step], phases: Sequence[Phase]) -> None: ...
-    def receipt(self, receipt: Receipt) -> None: ...
+    def news(self, news: Receipt | Partial) -> None: ...
     def note(self, text: str) -> None: ...
 
 
@@ -81,17 +81,17 @@ def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, A
 
     with _Events(store) as events:
 
-        def on_receipt(receipt: Receipt) -> None:
-            if receipt.computed:
-                events.add("receipt", **receipt.as_dict())
-            reporter.receipt(receipt)
+        def on_news(news: Receipt | Partial) -> None:
+            if isinstance(news, Receipt) and news.computed:
+                events.add("receipt", **news.as_dict())
+            reporter.news(news)
 
         if waiting:
             with _session(options):
                 for segment in segments(pipeline.steps):
                     shards = sorted({s for step in segment for s in everything if s not in done[step.position]})
                     if shards:
-                        _run_segment(layout, segment, shards, everything, fetch, options, reporter, on_receipt)
+                        _run_segment(layout, segment, shards, everything, fetch, options, reporter, on_news)
 
     summary = _summary(pipeline, layout, intake)
     classes = export_classes(pipeline, layout, intake.shards, source)
@@ -108,23 +108,23 @@ def _run_segment(
     fetch: Fetcher,
     options: Options,
     reporter: Reporter,
-    on_receipt: Callable[[Receipt], None],
+    on_news: OnNews,
 ) -> None:
     if options.inline:
         from pipelines.inline import run_segment
 
-        run_segment(layout, segment, shards, everything, fetch, on_receipt)
+        run_segment(layout, segment, shards, everything, fetch, on_news)
         return
     from pipelines import on_ray
 
     resources = on_ray.cluster_resources(segment)
     if segment[0].is_dataset:
-        on_ray.run_barrier(layout, segment[0], everything, on_receipt)
+        on_ray.run_barrier(layout, segment[0], everything, on_news)
         return
     phases = place(segment, resources, options.workers)
     reporter.placed(segment, phases)
     for phase in phases:
-        on_ray.run_phase(layout, phase, shards, fetch, on_receipt)
+        on_ray.run_phase(layout, phase, shards, fetch, on_news)
 
 
 def _session(options: Options) -> AbstractContextManager[None]:

@@ -16,7 +16,7 @@ from rich.table import Table
 from pipelines.placement import Phase
 from pipelines.shards import Intake
 from pipelines.steps import Step
-from pipelines.work import Layout, Receipt
+from pipelines.work import Layout, Partial, Receipt
 
 PLAIN_SECONDS = 10.0
 """How often a plain line is printed for a step that is under way."""
@@ -30,26 +30,45 @@ class _Line:
     failed: int = 0
     computed: int = 0
     shards: set[int] = field(default_factory=set)
+    under_way: dict[int, int] = field(default_factory=dict)
     started: float | None = None
     last: float = 0.0
     printed: float = 0.0
 
     @property
+    def so_far(self) -> int:
+        """Images done, those of unfinished shards included."""
+        return self.done + sum(self.under_way.values())
+
+    @property
     def rate(self) -> float:
-        """Images per second since the step's first receipt was under way; 0 where nothing was computed."""
+        """Images per second since the step began; 0 where nothing was computed."""
         if self.started is None or self.last <= self.started:
             return 0.0
-        return self.computed / (self.last - self.started)
+        return (self.computed + sum(self.under_way.values())) / (self.last - self.started)
 
     def cells(self) -> list[str]:
         width = 12
-        part = self.done / self.total if self.total else 1.0
+        done = self.so_far
+        part = done / self.total if self.total else 1.0
         bar = "━" * round(width * part) + "╌" * (width - round(width * part))
-        left = (self.total - self.done) / self.rate if self.rate else 0.0
+        left = (self.total - done) / self.rate if self.rate else 0.0
         eta = "done" if self.done >= self.total else _duration(left) if self.rate else ""
         failed = f"[red]{self.failed:,} failed[/]" if self.failed else ""
         rate = f"{self.rate:,.0f}/s" if self.rate >= 10 else f"{self.rate:.1f}/s" if self.rate else ""
-        return [escape(self.name), bar, f"{self.done:,}/{self.total:,}", rate, failed, eta]
+        return [escape(self.name), bar, f"{done:,}/{self.total:,}", rate, failed, eta]
+
+    def take(self, receipt: Receipt) -> None:
+        """Count a finished shard."""
+        self.shards.add(receipt.shard)
+        self.under_way.pop(receipt.shard, None)
+        self.done += receipt.images
+        self.failed += receipt.failed
+        if receipt.computed:
+            self.computed += receipt.images
+            began = receipt.at - receipt.seconds
+            self.started = began if self.started is None else min(self.started, began)
+            self.last = max(self.last, receipt.at)
 
 
 class TerminalReporter:
@@ -61,7 +80,6 @@ class TerminalReporter:
         self._shards: dict[int, int] = {}
         self._live: Live | None = None
         self._lock = threading.Lock()
-        self._segment_started = time.time()
 
     def source_read(self, intake: Intake) -> None:
         parts = [f"{intake.images:,} images in {len(intake.shards):,} shards"]
@@ -71,8 +89,8 @@ class TerminalReporter:
         if intake.problems:
             self._warn(f"{len(intake.problems):,} entries of the source have a problem", intake.problems)
         if intake.changed:
-            text = "images have changed since they were first read; their old results stand (use another output to redo them)"
-            self._warn(f"{len(intake.changed):,} {text}", intake.changed)
+            text = "images have changed since they were first read; their old results stand"
+            self._warn(f"{len(intake.changed):,} {text} (another output redoes them)", intake.changed)
         if intake.gone:
             self._warn(f"{len(intake.gone):,} images are no longer in the source; their results stand", intake.gone)
 
@@ -99,26 +117,24 @@ class TerminalReporter:
             self._live.start()
 
     def placed(self, steps: Sequence[Step], phases: Sequence[Phase]) -> None:
-        self._segment_started = time.time()
         if len(phases) > 1:
             self.note(f"the models do not fit side by side: {len(phases)} phases, one after the other")
 
     def note(self, text: str) -> None:
         self.console.print(escape(text))
 
-    def receipt(self, receipt: Receipt) -> None:
+    def news(self, news: Receipt | Partial) -> None:
         with self._lock:
-            line = self._lines[receipt.step]
-            if receipt.shard in line.shards:
+            line = self._lines[news.step]
+            if news.shard in line.shards:
                 return
-            line.shards.add(receipt.shard)
-            line.done += receipt.images
-            line.failed += receipt.failed
-            if receipt.computed:
-                line.computed += receipt.images
-                if line.started is None:
-                    line.started = receipt.at - receipt.seconds
-                line.last = receipt.at
+            if isinstance(news, Partial):
+                line.under_way[news.shard] = news.images
+                line.last = max(line.last, news.at)
+                began = news.at - news.seconds
+                line.started = began if line.started is None else min(line.started, began)
+            else:
+                line.take(news)
             finished = line.done >= line.total
             if self._live is None and (finished or time.time() - line.printed > PLAIN_SECONDS):
                 line.printed = time.time()

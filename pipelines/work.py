@@ -57,6 +57,30 @@ class Receipt:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """How far a step is with a shard that it is working on.
+
+    Attributes:
+        step: Name of the step.
+        shard: Number of the shard.
+        images: Images done, in so many seconds.
+        at: Unix time.
+    """
+
+    step: str
+    shard: int
+    images: int
+    seconds: float
+    at: float
+
+
+OnNews = Callable[["Receipt | Partial"], None]
+"""Told of every receipt, and about once a second of what is under way."""
+
+PARTIAL_SECONDS = 1.0
+
+
 def receipt_of(step: Step, shard: int, table: pa.Table, **timing: float | bool) -> Receipt:
     """Count a step's table."""
     decisions = table.column("decision").to_pylist()
@@ -141,7 +165,7 @@ class ShardWorker:
         self._cache_bytes = cache_bytes
         self._workers: dict[int, Worker] = {}
 
-    def run(self, shard: int, on_receipt: Callable[[Receipt], None] | None = None) -> list[Receipt]:
+    def run(self, shard: int, on_news: OnNews | None = None) -> list[Receipt]:
         """Do what is not done yet of the steps for a shard, in order; one receipt per step."""
         layout, receipts = self._layout, []
         rows = read_shard(layout.store, shard, ["image_id", "key", "uri"])
@@ -153,15 +177,21 @@ class ShardWorker:
                 table = layout.table(position, shard, ["decision"])
                 receipt = receipt_of(step, shard, table, computed=False)
             else:
-                table, receipt = self._compute(step, shard, rows, images, tables)
+                table, receipt = self._compute(step, shard, rows, images, tables, on_news)
                 tables[position] = table
             receipts.append(receipt)
-            if on_receipt is not None:
-                on_receipt(receipt)
+            if on_news is not None:
+                on_news(receipt)
         return receipts
 
     def _compute(
-        self, step: Step, shard: int, rows: pa.Table, images: ShardImages, tables: dict[int, pa.Table]
+        self,
+        step: Step,
+        shard: int,
+        rows: pa.Table,
+        images: ShardImages,
+        tables: dict[int, pa.Table],
+        on_news: OnNews | None,
     ) -> tuple[pa.Table, Receipt]:
         started = time.perf_counter()
         layout = self._layout
@@ -169,7 +199,8 @@ class ShardWorker:
         for reference, source in step.inputs.items():
             shown = shown.append_column(reference, column_of(layout, source, shard, tables))
         active = active_rows(layout, step, shard, rows.num_rows, tables)
-        table, timing = apply(self._worker(step), shown, active, images, self._threads)
+        on_progress = None if on_news is None else _at_intervals(on_news, step.name, shard)
+        table, timing = apply(self._worker(step), shown, active, images, self._threads, on_progress)
         layout.store.write_table(layout.file(step.position, shard), table)
         seconds = time.perf_counter() - started
         return table, receipt_of(step, shard, table, seconds=seconds, wait=timing.wait, infer=timing.infer)
@@ -179,6 +210,19 @@ class ShardWorker:
             step.operator.load()
             self._workers[step.position] = Worker(step.operator)
         return self._workers[step.position]
+
+
+def _at_intervals(on_news: OnNews, step: str, shard: int) -> Callable[[int], None]:
+    started = told = time.monotonic()
+
+    def tell(images: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= PARTIAL_SECONDS:
+            told = now
+            on_news(Partial(step, shard, images, now - started, time.time()))
+
+    return tell
 
 
 def use_one_thread() -> None:

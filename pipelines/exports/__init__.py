@@ -1,0 +1,34 @@
+"""Writes the labelled images of a run in the formats that training code reads."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from pipelines.exports.base import Exporter
+
+_EXPORTERS = {
+    "coco": "pipelines.exports.coco:Coco",
+    "yolo": "pipelines.exports.yolo:Yolo",
+}
+"""Name in a pipeline → where the exporter is. A new format gets a file and a line here."""
+
+EXPORT_NAMES = tuple(_EXPORTERS)
+"""The words under `export:` that name a format."""
+
+
+def exporter(name: str) -> type[Exporter]:
+    """The exporter of a format.
+
+    Raises:
+        ExportError: There is none of that name.
+    """
+    if name not in _EXPORTERS:
+        from pipelines.errors import nearest
+        from pipelines.exports.base import ExportError
+
+        hint = nearest(name, EXPORT_NAMES)
+        raise ExportError(f"export must be one of {', '.join(EXPORT_NAMES)} but is {name!r}{hint}")
+    module, _, cls = _EXPORTERS[name].partition(":")
+    return cast("type[Exporter]", getattr(import_module(module), cls))

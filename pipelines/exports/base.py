@@ -1,0 +1,153 @@
+"""What an exporter is given, what it gives back, and what all exporters refuse."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.exports.files import Output
+
+Fetch = Callable[[str], bytes]
+
+ALL = "all"
+"""What the only split is called in counts when a run has none."""
+
+_SPLIT_NAME = re.compile(r"\w[\w.-]*")
+
+
+class ExportError(UserError):
+    """The dataset cannot be written as asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportImage:
+    """One image of the dataset.
+
+    Attributes:
+        image_id: At least 1, unique, stable when shards are added.
+        key: Path below the source's root, unique.
+        uri: Where the bytes are.
+        width: Of the upright image, in pixels.
+        height: Of the upright image, in pixels.
+        split: Name of its split; None when the dataset has none.
+        detections: Dicts of `operators.schemas.DETECTION`, in pixels of the upright image.
+        format: Pillow's name of the format that the bytes have, such as ``JPEG``.
+    """
+
+    image_id: int
+    key: str
+    uri: str
+    width: int
+    height: int
+    split: str | None
+    detections: list[dict[str, Any]]
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSummary:
+    """What was written.
+
+    Attributes:
+        images: Images of each split; under ``all`` when there are no splits.
+        annotations: Annotations of each class, every class of the dataset in its order.
+        skipped: Labels that were left out, by reason.
+        notes: Sentences about what a reader of the format will stumble over.
+        paths: Files to hand to a reader, below the output's root.
+    """
+
+    images: dict[str, int]
+    annotations: dict[str, int]
+    skipped: dict[str, int]
+    notes: tuple[str, ...]
+    paths: tuple[str, ...]
+
+
+class ExportParams(BaseModel):
+    """Parameters of every export.
+
+    Attributes:
+        images: `link` makes hard links to originals on the same disk and copies others; `copy` copies all of them, for
+            a dataset that will be edited in place, since a link and its original are one file; `none` writes labels
+            only. Bytes are never re-encoded.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: Literal["link", "copy", "none"] = "link"
+
+
+class Exporter(ABC):
+    """Writes a dataset in one format. Subclasses set `name` and, where they have parameters, `Params`."""
+
+    name: ClassVar[str] = ""
+
+    class Params(ExportParams):
+        pass
+
+    def __init__(self, params: Any) -> None:
+        self.params = params
+
+    @abstractmethod
+    def write(
+        self,
+        images: Iterator[ExportImage],
+        classes: list[str],
+        splits: list[str],
+        fetch: Fetch,
+        out: Output,
+        provenance: dict[str, Any],
+    ) -> ExportSummary:
+        """Write the whole dataset. The same input gives the same bytes.
+
+        Args:
+            images: One pass over them, ordered by image_id; no more than one is held at a time.
+            classes: Class names; their order is the order of class ids.
+            splits: Names of the splits, in order; empty when the dataset has none.
+            fetch: Gives the bytes behind a uri; called from several threads.
+            out: An empty place to write to.
+            provenance: Where the dataset came from and how it was made, as JSON values. ``licences``, a list of names
+                or URLs, goes where the format has a place for it.
+
+        Raises:
+            ExportError: A label has a class that is not in `classes`, an image has a split that is not in `splits`,
+                images are out of order, or an image cannot be read.
+        """
+
+
+def checked(images: Iterator[ExportImage], splits: Sequence[str]) -> Iterator[ExportImage]:
+    """The same images, each checked against the promises of `Exporter.write`.
+
+    Raises:
+        ExportError: One of them is broken.
+    """
+    for split in splits:
+        if not _SPLIT_NAME.fullmatch(split):
+            raise ExportError(f"a split's name must be letters, digits, '_', '-' and '.' but is {split!r}")
+    last = 0
+    for image in images:
+        if image.image_id <= last:
+            raise ExportError(
+                f"images must come by ascending image_id from 1 but {image.key!r} has {image.image_id} after {last}"
+            )
+        last = image.image_id
+        if image.width < 1 or image.height < 1:
+            raise ExportError(f"image {image.key!r} must have pixels but is {image.width} by {image.height}")
+        if splits and image.split not in splits:
+            known = ", ".join(splits)
+            where = "none" if image.split is None else repr(image.split)
+            raise ExportError(
+                f"image {image.key!r} must be in one of the splits {known} but is in {where}; "
+                "`split:` under `export:` puts every image into one"
+            )
+        if not splits and image.split is not None:
+            raise ExportError(f"image {image.key!r} must have no split, as there are none, but is in {image.split!r}")
+        yield image

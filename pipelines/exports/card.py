@@ -1,0 +1,66 @@
+"""README.md of an exported dataset: what is in it, where it came from, how it was made."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.exports.labels import Tally
+
+_SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
+
+
+def dataset_card(
+    title: str, tally: Tally, made: Sequence[str], notes: Sequence[str], provenance: dict[str, Any]
+) -> bytes:
+    """The card in Markdown, UTF-8.
+
+    Args:
+        title: First heading.
+        tally: Counts of the whole dataset.
+        made: Sentences on how labels and files were made.
+        notes: Sentences about what a reader will stumble over.
+        provenance: JSON values, shown as they are.
+    """
+    lines = [f"# {escaped(title)}", "", "## What is in it", ""]
+    lines += _table(
+        ["", *tally.splits],
+        [
+            ["images", *(tally.images[split] for split in tally.splits)],
+            ["objects", *(sum(tally.annotations[split]) for split in tally.splits)],
+        ],
+    )
+    if tally.classes:
+        rows = [
+            [name, *(tally.annotations[split][index] for split in tally.splits)]
+            for index, name in enumerate(tally.classes)
+        ]
+        lines += ["", "Objects of each class, in the order of the class ids:", ""]
+        lines += _table(["class", *tally.splits], rows)
+    if tally.skipped:
+        lines += ["", "Labels left out:", ""]
+        lines += _table(["reason", "labels"], [[reason, count] for reason, count in sorted(tally.skipped.items())])
+    if notes:
+        lines += ["", "## What to know", "", *(f"- {escaped(note)}" for note in notes)]
+    lines += ["", "## How it was made", "", *(f"- {sentence}" for sentence in made)]
+    if provenance:
+        text = json.dumps(provenance, indent=2, sort_keys=True, ensure_ascii=False)
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+        lines += ["", "## Where it came from", "", f"{fence}json", text, fence]
+    return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is, on one line: no markup, no HTML, no control characters."""
+    printable = "".join(character if character.isprintable() else json.dumps(character)[1:-1] for character in text)
+    printable = _SPECIAL.sub(r"\\\1", printable)
+    return printable.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> list[str]:
+    def line(cells: Sequence[object]) -> str:
+        return "| " + " | ".join(escaped(str(cell)) for cell in cells) + " |"
+
+    return [line(header), "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|", *(line(row) for row in rows)]

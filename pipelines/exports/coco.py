@@ -1,0 +1,204 @@
+"""COCO instances (Lin et al. 2014; https://cocodataset.org/#format-data)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import IO, Any, Literal
+
+from pipelines.exports.base import ALL, Exporter, ExportError, ExportImage, ExportParams, ExportSummary, Fetch, checked
+from pipelines.exports.card import dataset_card
+from pipelines.exports.files import Output, file_name
+from pipelines.exports.labels import Label, Tally
+from pipelines.exports.masks import outline
+
+IDS_PER_IMAGE = 100_000
+"""An annotation's id is ``image_id * IDS_PER_IMAGE + position``: images added later change no id, two images never
+share one, and a person can read the image and the place in it off the number."""
+
+MAX_ID = 2**53
+"""Beyond it, a reader that keeps ids as doubles (COCOeval, JavaScript) confuses them."""
+
+
+class Coco(Exporter):
+    """COCO instances: ``annotations/instances_{split}.json`` and ``images/{split}/``.
+
+    Without splits these are ``annotations/instances.json`` and ``images/``. ``file_name`` is relative to the folder of
+    images. Category ids count from 1 in class order, image ids are those of the run, and every image has an entry,
+    whether it has objects or not. The key of the original is in the entry's ``key``.
+
+    A box is ``[x, y, width, height]`` in pixels of the upright image, clipped to it, with two decimals. A mask is
+    compressed RLE with ``iscrowd: 0``, whatever its shape, and ``area`` is its number of pixels; an object without one
+    has the empty ``segmentation`` and the box's area. The prompt that found an object is in its ``attributes``.
+
+    EXIF orientation: labels are upright and image bytes are the original ones, so a loader must apply it. OpenCV's
+    `imread` does (MMDetection, Ultralytics, supervision), and so do Detectron2 and Hugging Face `datasets`.
+    torchvision's `CocoDetection` and plain `PIL.Image.open` do not: add `PIL.ImageOps.exif_transpose`.
+
+    Written by hand rather than with supervision, which holds the whole dataset in memory, writes masks of several parts
+    or with holes as ``iscrowd: 1``, so that evaluation ignores them, and refuses two images of one name.
+    """
+
+    name = "coco"
+
+    class Params(ExportParams):
+        """Parameters of the COCO export.
+
+        Attributes:
+            masks: `rle` for every mask, exact; `polygon` for those of one part without holes, simplified to an IoU of
+                at least 0.99 as pycocotools draws them, and RLE for the others.
+            scores: Whether annotations carry the detector's ``score``.
+        """
+
+        masks: Literal["rle", "polygon"] = "rle"
+        scores: bool = False
+
+    def write(
+        self,
+        images: Iterator[ExportImage],
+        classes: list[str],
+        splits: list[str],
+        fetch: Fetch,
+        out: Output,
+        provenance: dict[str, Any],
+    ) -> ExportSummary:
+        """Write the dataset; see `Exporter.write`.
+
+        Raises:
+            ExportError: Also for an image with more than 99,999 objects.
+        """
+        tally = Tally(classes, splits)
+        with ExitStack() as stack:
+            drafts = {
+                split: _Draft(
+                    stack.enter_context(tempfile.TemporaryFile()), stack.enter_context(tempfile.TemporaryFile())
+                )
+                for split in tally.splits
+            }
+            with out:
+                for image in checked(images, splits):
+                    labels = tally.read(image)
+                    draft = drafts[image.split or ALL]
+                    name = self._place(image, fetch, out)
+                    draft.add_image(
+                        {
+                            "id": image.image_id,
+                            "file_name": name,
+                            "width": image.width,
+                            "height": image.height,
+                            "key": image.key,
+                        }
+                    )
+                    for label in labels:
+                        draft.add_annotation(self._annotation(image, label))
+            paths = []
+            for split, draft in drafts.items():
+                path = f"annotations/instances_{split}.json" if splits else "annotations/instances.json"
+                with out.open(path, "wb") as file:
+                    draft.finish(file, _head(classes, provenance))
+                paths.append(path)
+        notes = tally.notes()
+        with_mask = sum(map(sum, tally.annotations.values())) - tally.boxes_only
+        if with_mask and tally.boxes_only:
+            notes.append(
+                f"{tally.boxes_only} objects have no mask and an empty segmentation: evaluate boxes, or leave these "
+                "objects out before evaluating masks, because COCOeval stops at an empty one."
+            )
+        out.write("README.md", dataset_card("Dataset in COCO format", tally, self._made(), notes, provenance))
+        return tally.summary(notes, paths)
+
+    def _place(self, image: ExportImage, fetch: Fetch, out: Output) -> str:
+        if self.params.images == "none":
+            return image.key
+        name = file_name(image)
+        out.place(image, fetch, f"images/{image.split}/{name}" if image.split else f"images/{name}", self.params.images)
+        return name
+
+    def _annotation(self, image: ExportImage, label: Label) -> dict[str, Any]:
+        number = image.image_id * IDS_PER_IMAGE + label.position
+        if label.position >= IDS_PER_IMAGE or number >= MAX_ID:
+            raise ExportError(
+                f"image {image.key!r}: COCO ids have room for {IDS_PER_IMAGE - 1} objects an image and image_id up to "
+                f"{MAX_ID // IDS_PER_IMAGE - 1}, but this is object {label.position} of image_id {image.image_id}"
+            )
+        x1, y1, x2, y2 = (round(value, 2) for value in label.box)
+        width, height = round(x2 - x1, 2), round(y2 - y1, 2)
+        annotation: dict[str, Any] = {
+            "id": number,
+            "image_id": image.image_id,
+            "category_id": label.class_id + 1,
+            "bbox": [x1, y1, width, height],
+            "area": round(width * height, 4) if label.mask is None else label.mask.area,
+            "segmentation": self._segmentation(label),
+            "iscrowd": 0,
+        }
+        if self.params.scores and label.score is not None:
+            annotation["score"] = round(label.score, 4)
+        if label.prompt is not None:
+            annotation["attributes"] = {"prompt": label.prompt}
+        return annotation
+
+    def _segmentation(self, label: Label) -> Any:
+        if label.mask is None:
+            return []
+        polygon = outline(label.mask) if self.params.masks == "polygon" else None
+        if polygon is not None:
+            return [polygon]
+        return {"size": [label.mask.height, label.mask.width], "counts": label.mask.counts}
+
+    def _made(self) -> list[str]:
+        files = {
+            "link": "Image files are hard links to the originals where these are on the same disk, and else copies.",
+            "copy": "Image files are copies of the originals.",
+            "none": "There are no image files here; `file_name` is the path below the source's root.",
+        }
+        return [
+            files[self.params.images] + " Their bytes are as they were.",
+            "Coordinates are pixels of the upright image: a loader must apply the EXIF orientation.",
+            f"The id of an annotation is {IDS_PER_IMAGE} times the image's id plus its place in the image.",
+        ]
+
+
+def _head(classes: list[str], provenance: dict[str, Any]) -> dict[str, Any]:
+    licences = provenance.get("licences", [])
+    return {
+        "info": {"description": "Exported by labelmill", "provenance": provenance},
+        "licenses": [{"id": index, "name": str(name), "url": ""} for index, name in enumerate(licences, 1)],
+        "categories": [{"id": index, "name": name, "supercategory": "object"} for index, name in enumerate(classes, 1)],
+    }
+
+
+class _Draft:
+    """The two long lists of one annotation file, on disk until it is written."""
+
+    def __init__(self, images: IO[bytes], annotations: IO[bytes]) -> None:
+        self._images = images
+        self._annotations = annotations
+
+    def add_image(self, entry: dict[str, Any]) -> None:
+        _append(self._images, entry)
+
+    def add_annotation(self, entry: dict[str, Any]) -> None:
+        _append(self._annotations, entry)
+
+    def finish(self, file: IO[bytes], head: dict[str, Any]) -> None:
+        """Write the whole document: one entry a line, keys of `head` first."""
+        file.write(_json(head)[:-1])
+        for name, entries in (("images", self._images), ("annotations", self._annotations)):
+            file.write(f',\n"{name}": ['.encode())
+            entries.seek(0)
+            shutil.copyfileobj(entries, file)
+            file.write(b"]")
+        file.write(b"}\n")
+
+
+def _append(file: IO[bytes], entry: dict[str, Any]) -> None:
+    file.write((b",\n" if file.tell() else b"\n") + _json(entry))
+
+
+def _json(value: Any) -> bytes:
+    # ASCII only: pycocotools opens the file in the encoding of the reader's locale.
+    return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":")).encode("ascii")

@@ -1,0 +1,136 @@
+"""From the detections of an image to labels that every format can hold, and the counts of both."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.exports.base import ALL, ExportError, ExportImage, ExportSummary
+from pipelines.exports.masks import Mask, MaskError, read_mask
+
+MIN_SIDE = 0.5
+"""Pixels of a box inside the image, in width and in height, below which there is nothing to label."""
+
+NOT_FINITE = "box has a coordinate that is missing or not finite"
+INVERTED = "box is inverted"
+OUTSIDE = "box lies outside the image"
+THIN = f"box is less than {MIN_SIDE} px wide or high inside the image"
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One object of an image, checked.
+
+    Attributes:
+        position: 1-based place among the image's detections, those left out included.
+        class_id: 0-based place of its class.
+        box: x1, y1, x2, y2 in pixels, clipped to the image.
+        mask: None for a box alone; an empty mask counts as none.
+        score: None for a label that a person made.
+        prompt: None where nothing was asked.
+    """
+
+    position: int
+    class_id: int
+    box: tuple[float, float, float, float]
+    mask: Mask | None
+    score: float | None
+    prompt: str | None
+
+
+class Tally:
+    """Reads labels and counts what became of them, by split and class."""
+
+    def __init__(self, classes: Sequence[str], splits: Sequence[str]) -> None:
+        """Args:
+        classes: Class names in order.
+        splits: Split names in order; empty for none.
+
+        Raises:
+            ExportError: A class name stands twice.
+        """
+        self.classes = list(classes)
+        self.splits = list(splits) or [ALL]
+        twice = [name for name, count in Counter(self.classes).items() if count > 1]
+        if twice:
+            raise ExportError(f"class names must differ but {twice[0]!r} stands twice")
+        self._ids = {name: index for index, name in enumerate(self.classes)}
+        self.images = dict.fromkeys(self.splits, 0)
+        self.annotations = {split: [0] * len(self.classes) for split in self.splits}
+        self.skipped: Counter[str] = Counter()
+        self.empty_masks = 0
+        self.boxes_only = 0
+
+    def read(self, image: ExportImage) -> list[Label]:
+        """The labels of an image that can be written. Counts them, the image, and the labels that cannot.
+
+        Raises:
+            ExportError: A class is not among the classes.
+        """
+        split = image.split if image.split is not None else ALL
+        self.images[split] += 1
+        labels = []
+        for position, detection in enumerate(image.detections, 1):
+            name = detection["class"]
+            if name not in self._ids:
+                raise ExportError(
+                    f"image {image.key!r}: class must be one of {', '.join(map(repr, self.classes))} but is {name!r}; "
+                    "add it to the ontology"
+                )
+            reason, label = self._label(image, position, self._ids[name], detection)
+            if label is None:
+                self.skipped[reason] += 1
+            else:
+                labels.append(label)
+                self.annotations[split][label.class_id] += 1
+        return labels
+
+    def _label(
+        self, image: ExportImage, position: int, class_id: int, detection: dict[str, Any]
+    ) -> tuple[str, Label | None]:
+        corners = [detection[name] for name in ("x1", "y1", "x2", "y2")]
+        if not all(value is not None and math.isfinite(value) for value in corners):
+            return NOT_FINITE, None
+        x1, y1, x2, y2 = (float(value) for value in corners)
+        if x2 < x1 or y2 < y1:
+            return INVERTED, None
+        if x1 > image.width or y1 > image.height or x2 < 0 or y2 < 0:
+            return OUTSIDE, None
+        x1, x2 = (min(max(value, 0.0), float(image.width)) for value in (x1, x2))
+        y1, y2 = (min(max(value, 0.0), float(image.height)) for value in (y1, y2))
+        if min(x2 - x1, y2 - y1) < MIN_SIDE:
+            return THIN, None
+        mask = None
+        if detection.get("mask") is not None:
+            try:
+                mask = read_mask(detection["mask"], image.height, image.width)
+            except MaskError as error:
+                return str(error), None
+            if mask.area == 0:
+                self.empty_masks += 1
+                mask = None
+        self.boxes_only += mask is None
+        score = detection.get("score")
+        return "", Label(
+            position, class_id, (x1, y1, x2, y2), mask, None if score is None else float(score), detection.get("prompt")
+        )
+
+    def notes(self) -> list[str]:
+        """What every format has to say about its masks."""
+        if not self.empty_masks:
+            return []
+        return [f"{self.empty_masks} objects have an empty mask and were written as objects without a mask."]
+
+    def summary(self, notes: Sequence[str], paths: Sequence[str]) -> ExportSummary:
+        """The counts so far."""
+        totals = [sum(column) for column in zip(*self.annotations.values(), strict=True)]
+        return ExportSummary(
+            images=dict(self.images),
+            annotations=dict(zip(self.classes, totals, strict=True)),
+            skipped=dict(sorted(self.skipped.items())),
+            notes=tuple(notes),
+            paths=tuple(paths),
+        )

@@ -1,0 +1,23 @@
+"""Where images come from: a source lists entries, a fetcher loads their bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipelines.sources.base import Entry, Source, SourceError
+
+if TYPE_CHECKING:
+    from pipelines.sources.fetch import Fetcher
+    from pipelines.sources.spec import SourceSpec, open_source
+
+__all__ = ["Entry", "Fetcher", "Source", "SourceError", "SourceSpec", "open_source"]
+
+_HOMES = {"Fetcher": "fetch", "SourceSpec": "spec", "open_source": "spec"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"pipelines.sources.{_HOMES[name]}"), name)

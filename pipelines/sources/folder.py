@@ -1,0 +1,76 @@
+"""Images in a folder and the folders below it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipelines.sources.base import Entry, Source, SourceError, valid_text
+from pipelines.sources.storage import Storage
+from pipelines.sources.uri import file_uri, is_http, is_remote
+from pipelines.sources.walk import image_suffixes, is_image_name, walk
+
+OTHER_KINDS = {
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+    ".json": "coco",
+    ".yaml": "yolo",
+    ".yml": "yolo",
+    ".arrow": "huggingface",
+}
+"""Suffix → the kind of source that reads such files."""
+
+
+class FolderSource(Source):
+    """Every file below a folder whose suffix says that it is an image. Hidden files and folders are left out.
+
+    Args:
+        root: The folder.
+        storage: Reads it.
+    """
+
+    def __init__(self, root: str, storage: Storage) -> None:
+        super().__init__()
+        self.root = root
+        self.storage = storage
+
+    def __str__(self) -> str:
+        return f"folder {self.root}"
+
+    def _unique(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+        return entries  # paths are; a set of a million keys would cost a hundred megabytes
+
+    def _entries(self) -> Iterator[Entry]:
+        if not is_http(self.root) and not self.storage.is_folder(self.root):
+            if self.storage.is_file(self.root):
+                raise SourceError(f"folder must be a folder but is a file: {self.root}{_hint([self.root])}")
+            raise self.storage.missing(self.root, "the folder")
+        respelt: dict[str, str] = {}
+        for found in walk(self.storage, self.root, self._report):
+            if not is_image_name(found.name):
+                self._ignore(found.name)
+                continue
+            key = valid_text(found.name)
+            problem = found.problem
+            if key is not found.name:
+                problem = problem or "the file's name is not valid UTF-8"
+            if "\\" in key:  # only a name that was respelt can meet another
+                other = respelt.setdefault(key, found.location)
+                if other is not found.location:
+                    names = valid_text(f"{other!r} and {found.location!r}")
+                    raise SourceError(f"two files would have the same key {key!r}: {names}; rename one of them")
+            yield Entry(key, file_uri(found.location), found.version, problem=problem)
+
+    def _empty(self) -> str:
+        suffixes = " ".join(sorted(image_suffixes()))
+        where = "below" if is_remote(self.root) else "in or below"
+        return (
+            f"there are no images {where} {self.root}: looked for files ending in {suffixes}; "
+            f"saw {self._seen()}{_hint(self.ignored)}"
+        )
+
+
+def _hint(names: object) -> str:
+    for suffix, kind in OTHER_KINDS.items():
+        if isinstance(names, (list, dict)) and any(name.endswith(suffix) for name in names):
+            return f" (for {suffix} files use source: {{{kind}: …}})"
+    return ""

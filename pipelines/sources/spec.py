@@ -1,0 +1,129 @@
+"""The ``source:`` section of a pipeline."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from pipelines.sources.base import Source
+from pipelines.sources.uri import as_location
+
+Kind = Literal["folder", "coco", "yolo", "parquet", "webdataset", "huggingface"]
+KINDS: tuple[Kind, ...] = ("folder", "coco", "yolo", "parquet", "webdataset", "huggingface")
+
+
+def _path_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _checked(value: str) -> str:
+    as_location(value)
+    return value
+
+
+Location = Annotated[str, BeforeValidator(_path_text), AfterValidator(_checked)]
+"""A local path, or a URL that starts with s3://, gs:// or https://."""
+
+
+class CocoSpec(BaseModel):
+    """A COCO annotation file and the folder that its file names are relative to (found beside it if not given)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    annotations: Location
+    images: Location | None = None
+
+
+class SourceSpec(BaseModel):
+    """Where images come from: exactly one kind of source, and the options that this kind has.
+
+    A bare string is a folder; under ``coco`` it is the annotation file.
+
+    Attributes:
+        folder: Images below a folder.
+        coco: A COCO instances file and its images.
+        yolo: A YOLO ``data.yaml``.
+        parquet: Parquet files: a path, a folder or a glob pattern.
+        webdataset: Tar files: a path, folder, glob or brace pattern, or a list of these.
+        huggingface: A folder written by ``save_to_disk`` of the datasets package.
+        image: Column with the images (parquet, huggingface): bytes, a struct of bytes and path, or a path or URL.
+            Needed where more than one column could be it.
+        key: Column with the keys (parquet); else keys are made of the file name and row number.
+        storage_options: Handed to fsspec to open remote locations, such as ``{endpoint_url: …}``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: Location | None = None
+    coco: CocoSpec | None = None
+    yolo: Location | None = None
+    parquet: Location | None = None
+    webdataset: Location | Annotated[list[Location], Field(min_length=1)] | None = None
+    huggingface: Location | None = None
+    image: str | None = None
+    key: str | None = None
+    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        value = _path_text(value)
+        if isinstance(value, str):
+            return {"folder": value}
+        if isinstance(value, dict) and isinstance(_path_text(value.get("coco")), str):
+            return {**value, "coco": {"annotations": value["coco"]}}
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> SourceSpec:
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"source must have exactly one of {', '.join(KINDS)} but has {' and '.join(given) or 'none'}"
+            )
+        if self.image is not None and given[0] not in ("parquet", "huggingface"):
+            raise ValueError(f"image is an option of parquet and huggingface, not of {given[0]}")
+        if self.key is not None and given[0] != "parquet":
+            raise ValueError(f"key is an option of parquet, not of {given[0]}")
+        return self
+
+    @property
+    def kind(self) -> Kind:
+        """Which kind of source it is."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+
+def open_source(spec: SourceSpec) -> Source:
+    """The source that a pipeline describes. Nothing is read before `scan` or `classes` is asked for."""
+    from pipelines.sources.storage import Storage
+
+    storage = Storage(spec.storage_options)
+    if spec.folder is not None:
+        from pipelines.sources.folder import FolderSource
+
+        return FolderSource(as_location(spec.folder), storage)
+    if spec.coco is not None:
+        from pipelines.sources.coco import CocoSource
+
+        images = spec.coco.images
+        return CocoSource(as_location(spec.coco.annotations), images and as_location(images), storage)
+    if spec.yolo is not None:
+        from pipelines.sources.yolo import YoloSource
+
+        return YoloSource(as_location(spec.yolo), storage)
+    if spec.parquet is not None:
+        from pipelines.sources.parquet import ParquetSource
+
+        return ParquetSource(as_location(spec.parquet), spec.image, spec.key, storage)
+    if spec.webdataset is not None:
+        from pipelines.sources.webdataset import WebDatasetSource
+
+        patterns = [spec.webdataset] if isinstance(spec.webdataset, str) else spec.webdataset
+        return WebDatasetSource([as_location(pattern) for pattern in patterns], storage)
+    if spec.huggingface is not None:
+        from pipelines.sources.huggingface import HuggingFaceSource
+
+        return HuggingFaceSource(as_location(spec.huggingface), spec.image, storage)
+    raise AssertionError("a valid SourceSpec has a kind")

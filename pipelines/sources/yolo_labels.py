@@ -1,0 +1,103 @@
+"""YOLO label files: one object a line, ``class cx cy w h`` or ``class x1 y1 x2 y2 …``, all relative to the image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.sources.labels import LabelError, clip, detection, mask_box, polygon_mask
+
+TOLERANCE = 0.01
+"""By how much a relative coordinate may leave 0…1 and still be clipped rather than refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class YoloObject:
+    """One line.
+
+    Attributes:
+        line: Its number in the file, from 1.
+        number: Class number.
+        box: Relative ``cx, cy, w, h``; None for a polygon.
+        polygon: Relative ``x, y, x, y, …``; None for a box.
+    """
+
+    line: int
+    number: int
+    box: tuple[float, ...] | None
+    polygon: tuple[float, ...] | None
+
+
+def parse_labels(data: bytes, name: str, classes: int, keypoint_values: int = 0) -> tuple[list[YoloObject], list[str]]:
+    """The objects of a label file, and what is wrong with the lines that are left out.
+
+    Args:
+        data: The file.
+        name: What messages call it.
+        classes: How many classes there are.
+        keypoint_values: Numbers after the box in each line of a pose dataset; they are not read.
+    """
+    objects: list[YoloObject] = []
+    problems: list[str] = []
+    seen: dict[tuple[float, ...], int] = {}
+    for line, text in enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1):
+        if not text.strip():
+            continue
+        try:
+            values = _values(text)
+            other = seen.setdefault(values, line)
+            if other != line:
+                raise LabelError(f"repeats line {other}")
+            objects.append(_object(line, values, classes, keypoint_values))
+        except LabelError as error:
+            problems.append(f"{name}:{line} {error}")
+    return objects, problems
+
+
+def to_detection(item: YoloObject, name: str, size: tuple[int, int]) -> dict[str, Any]:
+    """The object in pixels of an image of this width and height.
+
+    Raises:
+        LabelError: Nothing of it is inside the image.
+    """
+    width, height = size
+    if item.box is not None:
+        cx, cy, w, h = item.box
+        box, _ = clip(((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height), size)
+        return detection(box, name)
+    assert item.polygon is not None
+    xs = [min(max(x, 0.0), 1.0) * width for x in item.polygon[::2]]
+    ys = [min(max(y, 0.0), 1.0) * height for y in item.polygon[1::2]]
+    mask = polygon_mask([[value for point in zip(xs, ys, strict=True) for value in point]], size)
+    box = (min(xs), min(ys), max(xs), max(ys))
+    return detection(box if box[0] < box[2] and box[1] < box[3] else mask_box(mask, size), name, mask=mask)
+
+
+def _values(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(map(float, text.split()))
+    except ValueError:
+        raise LabelError(f"must have numbers only but is {text.strip()[:60]!r}") from None
+    if not all(map(math.isfinite, values)):
+        raise LabelError(f"must have finite numbers but is {text.strip()[:60]!r}")
+    return values
+
+
+def _object(line: int, values: tuple[float, ...], classes: int, keypoint_values: int) -> YoloObject:
+    number, places = values[0], values[1:]
+    if number != int(number) or not 0 <= number < classes:
+        raise LabelError(f"must name a class from 0 to {classes - 1} but names {number:g}")
+    if keypoint_values and len(places) == 4 + keypoint_values:
+        places = places[:4]
+    if len(places) != 4 and (len(places) < 6 or len(places) % 2):
+        raise LabelError(
+            f"has {len(values)} values; it must have 5 (class, box) or 7, 9, … (class, three points or more)"
+        )
+    if not all(-TOLERANCE <= place <= 1 + TOLERANCE for place in places):
+        raise LabelError(f"must have coordinates relative to the image, 0 to 1, but has {max(places, key=abs):g}")
+    if len(places) > 4:
+        return YoloObject(line, int(number), None, places)
+    if places[2] <= 0 or places[3] <= 0:
+        raise LabelError(f"has a box without area: {places[2]:g} x {places[3]:g}")
+    return YoloObject(line, int(number), places, None)
