@@ -1,0 +1,131 @@
+"""classify: which class of the ontology an image shows, judged by its embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+from pydantic import AfterValidator, Field
+
+from operators.base import KEPT, Decision, OperatorError, OperatorParams, TableOperator, TableResult, tuning
+from operators.embed import EmbeddingCard
+from operators.engines import open_clip
+from operators.ontology import Ontology
+from operators.schemas import embedding
+
+
+def _has_slot(template: str) -> str:
+    if "{}" not in template:
+        raise ValueError(f"must contain {{}} where the prompt goes but is {template!r}")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_has_slot)]
+
+
+class Classify(TableOperator):
+    """Zero-shot classification (Radford et al. 2021, CLIP, section 3.1) on top of `embed`.
+
+    A class is the mean of its prompts' vectors over all templates, each L2-normalised before and the mean after. The
+    probabilities are the softmax over all classes of the cosine times the model's learned scale: they say which class
+    fits best among those that were asked, and always sum to 1.
+    """
+
+    name = "classify"
+
+    class Params(OperatorParams):
+        """Attributes:
+        model: The card that made the embeddings. In the fingerprint its digest stands for it.
+        ontology: The classes and their prompts; the pipeline's where a step names none.
+        embedding: The column that `embed` wrote.
+        templates: Sentences with {} for the prompt.
+        """
+
+        model: EmbeddingCard = tuning(...)
+        ontology: Ontology
+        embedding: str = "embedding"
+        templates: tuple[Template, ...] = Field(("a photo of a {}.",), min_length=1)
+
+    params: Params
+
+    def reads(self) -> tuple[str, ...]:
+        return (self.params.embedding,)
+
+    def expects(self) -> dict[str, pa.DataType]:
+        return {self.params.embedding: embedding(open_clip.dimensions(self.params.model))}
+
+    def writes(self) -> pa.Schema:
+        """`class`; its `probability`; the `probabilities` of all classes in the ontology's order."""
+        return pa.schema(
+            [
+                pa.field("class", pa.string()),
+                pa.field("probability", pa.float32()),
+                pa.field("probabilities", pa.list_(pa.float32())),
+            ]
+        )
+
+    def check(self, columns: Mapping[str, pa.DataType]) -> None:
+        super().check(columns)
+        if not self.params.ontology.classes:
+            raise OperatorError("ontology must have at least one class but is empty", ("ontology",))
+
+    def digest(self) -> str:
+        # The order of the classes decides the order of `probabilities`.
+        return "\n".join((self.params.model.digest(), *self.params.ontology.classes))
+
+    def load(self) -> None:
+        encoder = open_clip.TextEncoder(self.params.model)
+        self._scale = encoder.scale
+        templates = self.params.templates
+        texts = [
+            template.replace("{}", prompt)
+            for prompts in self.params.ontology.root.values()
+            for prompt in prompts
+            for template in templates
+        ]
+        vectors = encoder.encode(texts)
+        counts = [len(prompts) * len(templates) for prompts in self.params.ontology.root.values()]
+        means = np.stack([part.mean(axis=0) for part in np.split(vectors, np.cumsum(counts)[:-1])])
+        self._vectors = means / np.linalg.norm(means, axis=1, keepdims=True)
+
+    def compute(self, table: pa.Table) -> TableResult:
+        """Rows without a usable embedding fail; the others get their classes."""
+        column = table.column(self.params.embedding).combine_chunks()
+        width = column.type.list_size
+        present = column.is_valid().to_numpy(zero_copy_only=False)
+        vectors = np.zeros((len(column), width), dtype=np.float32)
+        vectors[present] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+        with np.errstate(invalid="ignore"):
+            norms = np.linalg.norm(vectors, axis=1)
+        usable = np.isfinite(norms) & (norms > 0)
+
+        # Stored embeddings are float16: their length is 1 only to three digits.
+        logits = self._scale * (vectors[usable] / norms[usable, None]) @ self._vectors.T
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
+        best = probabilities.argmax(axis=1)
+
+        classes, where = self.params.ontology.classes, np.flatnonzero(usable)
+        spread = np.full(len(column), -1)
+        spread[where] = np.arange(len(where))
+        take = pa.array(spread, mask=~usable)
+        columns = pa.table(
+            [
+                pa.array([classes[index] for index in best], pa.string()).take(take),
+                pa.array(probabilities[np.arange(len(where)), best], pa.float32()).take(take),
+                pa.array(list(probabilities), pa.list_(pa.float32())).take(take),
+            ],
+            schema=self.writes(),
+        )
+        decisions = [KEPT] * len(column)
+        for row in np.flatnonzero(~usable):
+            decisions[row] = Decision("failed", _why(present[row], norms[row]))
+        return TableResult(columns, decisions)
+
+
+def _why(present: bool, norm: float) -> str:
+    if not present:
+        return "there is no embedding"
+    return "the embedding must not be all zeros" if norm == 0 else "the embedding must be finite"

@@ -1,0 +1,136 @@
+"""detect: where the ontology's classes are, as boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import AfterValidator, Field
+
+from operators.base import ImageOperator, Needs, OperatorError, OperatorParams, RowError, tuning
+from operators.engines import grounding_dino
+from operators.engines.detector import Answer
+from operators.models.card import Dtype, ModelCard, require
+from operators.ontology import Ontology
+from operators.schemas import DETECTIONS
+
+if TYPE_CHECKING:
+    from operators.images import DecodedImage
+
+DetectionCard = Annotated[ModelCard, AfterValidator(require("detection", ("transformers",)))]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One prepared image: the engine's input, and the size in pixels that boxes are scaled to."""
+
+    given: Any
+    width: int
+    height: int
+
+
+class Detect(ImageOperator):
+    """Open-vocabulary detection with Grounding DINO (Liu et al. 2023) and its relatives.
+
+    Every prompt of the ontology is asked, however many there are. A detection is a pair of a candidate box and a
+    prompt: its score is the mean over the prompt's tokens of the token's probability, as in the paper's COCO figures.
+    Detections are raw: overlapping boxes, synonyms and low scores are all there, for `select` to decide about.
+    """
+
+    name = "detect"
+
+    class Params(OperatorParams):
+        """Attributes:
+        model: The model card. In the fingerprint its digest stands for it.
+        ontology: The classes and their prompts; the pipeline's where a step names none.
+        floor: Detections score above this; `select` can only choose among them.
+        max_detections: The best so many of an image are kept.
+        dtype: Arithmetic; `auto` is the card's, or else float32 on a CPU and float16 on a GPU.
+        batch: Images per call of the model.
+        """
+
+        model: DetectionCard = tuning(...)
+        ontology: Ontology
+        floor: float = Field(0.1, ge=0, le=1)
+        max_detections: int = Field(300, ge=1)
+        dtype: Dtype = "auto"
+        batch: int = tuning(4, ge=1)
+
+    params: Params
+
+    def writes(self) -> pa.Schema:
+        """`detections`: the highest score first; equal scores in the order of prompt text, then of the box."""
+        return pa.schema([pa.field("detections", DETECTIONS)])
+
+    def check(self, columns: Mapping[str, pa.DataType]) -> None:
+        super().check(columns)
+        if not self.params.ontology.classes:
+            raise OperatorError("ontology must have at least one class but is empty", ("ontology",))
+        grounding_dino.check(self.params.model, self.params.ontology)
+
+    def needs(self) -> Needs:
+        return Needs(gpu=True, memory_gb=self.params.model.memory_gb)
+
+    def digest(self) -> str:
+        return self.params.model.digest()
+
+    def load(self) -> None:
+        grounding_dino.check(self.params.model, self.params.ontology)
+        self._engine = grounding_dino.GroundingDino(self.params.model, self.params.dtype)
+        self._asked = self._engine.ask(self.params.ontology)
+
+    def prepare(self, image: DecodedImage, row: Mapping[str, Any]) -> Item:
+        return Item(self._engine.prepare(image.pixels), image.width, image.height)
+
+    def bucket(self, item: Item) -> Hashable:
+        return self._engine.bucket(item.given)
+
+    def infer(self, items: list[Item]) -> list[dict[str, Any] | RowError]:
+        found = [Found(item, self.params.floor, self.params.max_detections) for item in items]
+        for answer in self._engine.detect([item.given for item in items]):
+            for index, image in enumerate(found):
+                image.add(answer, index)
+        return [image.result(self._asked) for image in found]
+
+
+class Found:
+    """The detections of one image, while answers come in."""
+
+    def __init__(self, item: Item, floor: float, limit: int) -> None:
+        self._item, self._floor, self._limit = item, floor, limit
+        self._finite = True
+        self._rows = np.zeros((0, 6), dtype=np.float32)
+
+    def add(self, answer: Answer, index: int) -> None:
+        """Take what one answer says about image `index` of the batch: rows of score, prompt, x1, y1, x2, y2."""
+        scores, boxes = answer.scores[index], answer.boxes[index]
+        self._finite = self._finite and bool(np.isfinite(scores).all() and np.isfinite(boxes).all())
+        candidates, prompts = np.nonzero(scores > self._floor)
+        size = np.array([self._item.width, self._item.height] * 2, dtype=np.float32)
+        pixels = np.clip(boxes[candidates] * size, 0, size)
+        rows = np.column_stack([scores[candidates, prompts], answer.prompts[prompts], pixels]).astype(np.float32)
+        inside = (pixels[:, 2] > pixels[:, 0]) & (pixels[:, 3] > pixels[:, 1])
+        rows = np.concatenate([self._rows, rows[inside]])
+        order = np.lexsort((*rows[:, :0:-1].T, -rows[:, 0]))
+        self._rows = rows[order[: self._limit]]
+
+    def result(self, asked: list[tuple[str, str]]) -> dict[str, Any] | RowError:
+        """The image's columns. A model that gave NaN saw nothing, which is not the same as an empty image."""
+        if not self._finite:
+            return RowError("the model gave scores or boxes that are not finite; try dtype: float32")
+        detections = []
+        for score, prompt, *box in self._rows.tolist():
+            text, name = asked[int(prompt)]
+            detections.append(
+                {
+                    **dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)),
+                    "class": name,
+                    "score": score,
+                    "prompt": text,
+                    "mask": None,
+                }
+            )
+        return {"detections": detections}

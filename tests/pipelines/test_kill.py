@@ -1,0 +1,139 @@
+"""A driver that is killed at any moment costs no more than the shards that were under way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from tests.drawing import folder_of_images
+from tests.pipelines.test_run import document, tree
+from tests.toys import logged
+
+IMAGES, SHARD = 60, 3
+KILLS = 20
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def start(pipeline: Path, *flags: str) -> subprocess.Popen[bytes]:
+    """A run in a process of its own, as a user would start it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines", "run", str(pipeline), *flags],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def write(name: str, output: str) -> Path:
+    slow = {"log": str(Path(f"{output}.log").absolute()), "sleep": 0.02}
+    settings = document(output=output, shard_size=SHARD, bright=slow)
+    path = Path(name)
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def committed(output: str) -> int:
+    """Files of steps that are there."""
+    return sum(1 for _ in Path(output).glob("steps/*/[0-9]*.parquet"))
+
+
+def finished_images(output: str) -> set[int]:
+    """Images whose result of the first step is there."""
+    shards = [int(path.stem) for path in Path(output).glob("steps/01-*/[0-9]*.parquet")]
+    return {shard * SHARD + row + 1 for shard in shards for row in range(SHARD)}
+
+
+def kill_at(process: subprocess.Popen[bytes], output: str, files: int, wait: float) -> bool:
+    """SIGKILL the driver alone once so many more files are there and a moment has passed; False if it was done before."""
+    target = committed(output) + files
+    deadline = time.monotonic() + 120
+    while committed(output) < target and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(wait)
+    if process.poll() is not None:
+        return False
+    process.kill()
+    process.wait()
+    return True
+
+
+def wait_for_orphans(before: set[int]) -> None:
+    """Ray's processes end by themselves when their driver is gone."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        alive = [p for p in psutil.process_iter(["name", "cmdline"]) if p.pid not in before and _is_ray(p)]
+        if not alive:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"still there a minute after the driver was killed: {alive}")
+
+
+def _is_ray(process: psutil.Process) -> bool:
+    return any("raylet" in part or "gcs_server" in part for part in (process.info["cmdline"] or [])[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "kills"), [(("--inline",), KILLS - 6), (("--workers", "2"), 6)], ids=["inline", "ray"])
+def test_killed_and_started_again_gives_the_same_bytes_and_computes_nothing_twice(
+    flags: tuple[str, ...], kills: int
+) -> None:
+    folder_of_images(Path("data"), IMAGES)
+    undisturbed = start(write("whole.yaml", "whole"), "--inline")
+    _, errors = undisturbed.communicate(timeout=120)
+    assert undisturbed.returncode == 0, errors.decode()
+
+    generator = np.random.default_rng(7)
+    pipeline, log = write("p.yaml", "run"), Path("run.log")
+    total = committed("whole")
+    before = {process.pid for process in psutil.process_iter()}
+    done_before: set[int] = set()
+    killed = 0
+    for attempt in range(kills):
+        calls = len(logged(log))
+        process = start(pipeline, *flags)
+        files = int(generator.integers(0, max(2, 2 * total // kills)))
+        killed += kill_at(process, "run", files, wait=float(generator.uniform(0, 0.2)))
+        wait_for_orphans(before)
+        assert not done_before & set(logged(log)[calls:]), f"attempt {attempt} computed a finished shard again"
+        done_before = finished_images("run")
+    assert killed >= kills // 2, "most runs ended before they were killed, so little was tested"
+
+    calls = len(logged(log))
+    last = start(pipeline, *flags)
+    _, errors = last.communicate(timeout=180)
+    assert last.returncode == 0, errors.decode()
+    assert not done_before & set(logged(log)[calls:])
+    found = {path.replace("run/", "whole/", 1): digest for path, digest in tree("run/exports", "run/steps").items()}
+    assert found == tree("whole/exports", "whole/steps")
+    leftovers = [path for path in Path("run").rglob(".tmp-*")]
+    assert leftovers == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [("--inline",), ("--workers", "2")], ids=["inline", "ray"])
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(flags: tuple[str, ...]) -> None:
+    folder_of_images(Path("data"), IMAGES)
+    before = {process.pid for process in psutil.process_iter()}
+    process = start(write("p.yaml", "run"), *flags)
+    deadline = time.monotonic() + 120
+    while committed("run") < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    told = errors.decode()
+    assert "Traceback" not in told
+    assert "Go on with: labelmill run p.yaml" in told
+    wait_for_orphans(before)
+    again = start(Path("p.yaml"), *flags)
+    assert again.wait(timeout=180) == 0

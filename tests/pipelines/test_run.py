@@ -1,0 +1,228 @@
+"""The one rule, seen from outside: what is computed when, and that the same comes out however it is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipelines.config import load_pipeline
+from pipelines.errors import UserError
+from pipelines.run import Options, run
+from pipelines.terminal import TerminalReporter
+from tests.drawing import encode, folder_of_images, noise
+from tests.toys import logged
+
+IMAGES = 22
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    bright = {"log": str(Path("bright.log").absolute()), **changes.pop("bright", {})}
+    keep = {"at_least": 60.0, "log": str(Path("keep.log").absolute()), **changes.pop("keep", {})}
+    rank = {"log": str(Path("rank.log").absolute())}
+    return {
+        "name": "toy",
+        "source": {"folder": "data"},
+        "output": "run",
+        "shard_size": 5,
+        "steps": [
+            {"tests.toys:Brightness": bright},
+            {"tests.toys:Threshold": keep},
+            {"tests.toys:Rank": rank},
+            {"tests.toys:Brightness": {"log": str(Path("again.log").absolute()), "scale": 2.0}, "as": "again"},
+        ],
+        "export": {"split": {"train": 0.5, "val": 0.5}, "coco": {}, "yolo": {}},
+        **changes,
+    }
+
+
+def go(options: Options | None = None, **changes: Any) -> dict[str, Any]:
+    Path("p.yaml").write_text(yaml.safe_dump(document(**changes)))
+    return run(load_pipeline("p.yaml"), options or Options(inline=True), TerminalReporter())
+
+
+def tree(*folders: str) -> dict[str, str]:
+    """Digest of every file below folders."""
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in folders
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def new_calls(name: str, before: int) -> list[int]:
+    return logged(f"{name}.log")[before:]
+
+
+@pytest.fixture
+def data() -> Path:
+    return folder_of_images(Path("data"), IMAGES)
+
+
+@pytest.mark.usefixtures("data")
+def test_every_image_has_one_outcome_and_the_sums_close() -> None:
+    Path("data/a/broken.jpg").write_bytes(b"")
+    Path("data/b/text.png").write_text("no image")
+    summary = go()
+    assert summary["images"] == IMAGES + 2
+    assert sum(summary["outcome"].values()) == IMAGES + 2
+    assert summary["outcome"]["failed"] == 2
+    assert summary["outcome"]["dropped"] > 0
+    for step in summary["steps"]:
+        assert step["seen"] == step["kept"] + step["dropped"] + step["duplicate"] + step["failed"]
+    quarantine = pq.read_table("run/quarantine.parquet").to_pylist()
+    assert {row["key"] for row in quarantine} == {"a/broken.jpg", "b/text.png"}
+    assert all(row["reason"] for row in quarantine)
+    decided = pq.read_table("run/decisions.parquet").to_pylist()
+    dropped = [row for row in decided if row["decision"] == "dropped"]
+    assert len(dropped) == summary["outcome"]["dropped"]
+    assert all(row["score"] < row["threshold"] == 60 for row in dropped)
+    exported = json.loads(Path("run/exports/coco/annotations/instances_train.json").read_text())["images"]
+    exported += json.loads(Path("run/exports/coco/annotations/instances_val.json").read_text())["images"]
+    assert len(exported) == summary["outcome"]["kept"]
+    assert json.loads(Path("run/summary.json").read_text()) == summary
+
+
+@pytest.mark.usefixtures("data")
+def test_nothing_changed_nothing_runs() -> None:
+    first = go()
+    before, files = len(logged("bright.log")), tree("run/steps", "run/exports", "run/shards")
+    times = {path: Path(path).stat().st_mtime_ns for path in files}
+    assert go() == first
+    assert len(logged("bright.log")) == before
+    assert tree("run/steps", "run/exports", "run/shards") == files
+    assert {path: Path(path).stat().st_mtime_ns for path in files} == times
+
+
+@pytest.mark.usefixtures("data")
+def test_a_changed_threshold_runs_only_what_reads_it() -> None:
+    go()
+    counts = {name: len(logged(f"{name}.log")) for name in ("bright", "keep", "rank", "again")}
+    go(keep={"at_least": 90.0})
+    assert new_calls("bright", counts["bright"]) == []
+    assert len(new_calls("keep", counts["keep"])) == IMAGES
+    assert new_calls("rank", counts["rank"]) != []
+    counts = {name: len(logged(f"{name}.log")) for name in counts}
+    go(keep={"at_least": 60.0})
+    assert all(new_calls(name, count) == [] for name, count in counts.items()), "what was there before is used again"
+
+
+@pytest.mark.usefixtures("data")
+def test_dropped_images_are_passed_over() -> None:
+    go()
+    dropped = {row["image_id"] for row in pq.read_table("run/decisions.parquet").to_pylist() if row["decision"] == "dropped"}
+    assert dropped
+    assert set(logged("again.log")) == set(range(1, IMAGES + 1)) - dropped
+
+
+def test_images_added_later_keep_everything_that_was_done(data: Path) -> None:
+    go()
+    keys = {row["key"]: row["image_id"] for row in read_steps("run/shards")}
+    bright, ranks = len(logged("bright.log")), {r["image_id"]: r["rank"] for r in read_steps("run/steps/*rank*")}
+    for index in range(100, 107):
+        (data / "a" / f"0000-{index}.jpg").write_bytes(encode(noise(index)))
+    summary = go()
+    assert summary["images"] == IMAGES + 7
+    rows = read_steps("run/shards")
+    assert {row["key"]: row["image_id"] for row in rows}.items() >= keys.items()
+    assert len({row["image_id"] for row in rows}) == IMAGES + 7
+    assert len(new_calls("bright", bright)) == 7, "only the new images are computed"
+    later = {r["image_id"]: r["rank"] for r in read_steps("run/steps/*rank*")}
+    assert later.items() >= ranks.items(), "what was decided about earlier shards stands"
+
+
+def read_steps(pattern: str) -> list[dict[str, Any]]:
+    (folder,) = Path().glob(pattern)
+    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.ParquetFile(path).read().to_pylist()]
+
+
+def test_the_order_of_a_listing_does_not_matter(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go()
+    expected = tree("run/exports", "run/shards", "run/steps")
+    from pipelines.sources.folder import FolderSource
+
+    scan = FolderSource.scan
+    monkeypatch.setattr(FolderSource, "scan", lambda self: reversed(list(scan(self))))
+    go(output="other")
+    assert {path.replace("other", "run"): digest for path, digest in tree("other/exports", "other/shards", "other/steps").items()} == expected
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data")
+def test_ray_with_1_2_and_4_workers_gives_the_bytes_of_an_inline_run() -> None:
+    expected_summary = go()
+    expected = tree("run/exports", "run/shards", "run/steps")
+    for workers in (1, 2, 4):
+        output = f"run{workers}"
+        summary = go(Options(workers=workers), output=output)
+        found = tree(f"{output}/exports", f"{output}/shards", f"{output}/steps")
+        assert {path.replace(output, "run", 1): digest for path, digest in found.items()} == expected
+        assert summary["steps"] == expected_summary["steps"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data")
+def test_a_worker_that_dies_is_replaced_and_nothing_is_lost_or_done_twice() -> None:
+    expected = go()
+    dies = {"die_at": 13, "die_marker": str(Path("died").absolute()), "log": str(Path("dying.log").absolute())}
+    summary = go(Options(workers=2), output="other", bright=dies)
+    assert Path("died").exists(), "no worker died, so nothing was tested"
+    assert summary["steps"] == expected["steps"]
+    seen = logged("dying.log")
+    assert set(seen) == set(range(1, IMAGES + 1))
+    again = {image_id for image_id in seen if seen.count(image_id) > 1}
+    assert again <= {11, 12, 13, 14, 15}, "only the shard that the dead worker was on is computed again"
+
+
+def test_an_output_that_is_no_run_is_left_alone() -> None:
+    folder_of_images(Path("data"), 3)
+    Path("run").mkdir()
+    Path("run/mine.txt").write_text("precious")
+    with pytest.raises(UserError, match="is not empty and no run of labelmill"):
+        go()
+    assert [path.name for path in Path("run").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("changes", [{"name": "other"}, {"source": {"folder": "elsewhere"}}])
+def test_an_output_of_another_pipeline_is_left_alone(changes: dict[str, Any]) -> None:
+    folder_of_images(Path("data"), 3)
+    folder_of_images(Path("elsewhere"), 3)
+    go()
+    before = tree("run")
+    with pytest.raises(UserError, match="belongs to another pipeline"):
+        go(**changes)
+    assert tree("run") == before
+
+
+def test_an_empty_source_is_a_clear_error() -> None:
+    Path("data").mkdir()
+    with pytest.raises(UserError, match="data"):
+        go()
+    with pytest.raises(UserError, match="nowhere"):
+        go(source={"folder": "nowhere"})
+
+
+@pytest.mark.usefixtures("data")
+def test_another_shard_size_is_refused() -> None:
+    go()
+    with pytest.raises(UserError, match="shard_size"):
+        go(shard_size=7)
+
+
+@pytest.mark.usefixtures("data")
+def test_changed_and_vanished_images_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    go()
+    Path("data/a/0000.jpg").write_bytes(encode(noise(77)))
+    Path("data/b/0001.jpg").unlink()
+    capsys.readouterr()
+    go()
+    told = capsys.readouterr().out
+    assert "1 images have changed" in told
+    assert "a/0000.jpg" in told
+    assert "1 images are no longer in the source" in told
