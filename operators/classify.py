@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 from operators.base import KEPT, Decision, OperatorError, OperatorParams, TableOperator, TableResult, tuning
 from operators.embed import EmbeddingCard
 from operators.engines import open_clip
+from operators.models.weights import verify
 from operators.ontology import Ontology
 from operators.schemas import embedding
 
@@ -74,6 +75,9 @@ class Classify(TableOperator):
     def digest(self) -> str:
         # The order of the classes decides the order of `probabilities`.
         return "\n".join((self.params.model.digest(), *self.params.ontology.classes))
+
+    def ready(self) -> None:
+        verify(self.params.model)
 
     def load(self) -> None:
         encoder = open_clip.TextEncoder(self.params.model)

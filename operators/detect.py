@@ -14,6 +14,7 @@ from operators.base import ImageOperator, Needs, OperatorError, OperatorParams, 
 from operators.engines import grounding_dino
 from operators.engines.detector import Answer
 from operators.models.card import Dtype, ModelCard, require
+from operators.models.weights import verify
 from operators.ontology import Ontology
 from operators.schemas import DETECTIONS
 
@@ -76,6 +77,9 @@ class Detect(ImageOperator):
 
     def digest(self) -> str:
         return self.params.model.digest()
+
+    def ready(self) -> None:
+        verify(self.params.model)
 
     def load(self) -> None:
         grounding_dino.check(self.params.model, self.params.ontology)

@@ -12,6 +12,7 @@ from pydantic import AfterValidator
 from operators.base import ImageOperator, Needs, OperatorParams, RowError, tuning
 from operators.engines import open_clip
 from operators.models.card import Dtype, ModelCard, require
+from operators.models.weights import verify
 from operators.schemas import embedding
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ class Embed(ImageOperator):
 
     def digest(self) -> str:
         return self.params.model.digest()
+
+    def ready(self) -> None:
+        verify(self.params.model)
 
     def load(self) -> None:
         self._encoder = open_clip.ImageEncoder(self.params.model, self.params.dtype)

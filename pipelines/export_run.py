@@ -60,7 +60,7 @@ def export_all(
             text = json.dumps(known, indent=2, ensure_ascii=False)
             layout.store.write(marker, text.encode())
             known = json.loads(text)
-        summaries.append({"export": export.name, "path": layout.store.address(f"exports/{export.name}"), **known})
+        summaries.append({"export": export.name, "path": f"{pipeline.settings.output}/exports/{export.name}", **known})
     return summaries
 
 

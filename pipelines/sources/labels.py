@@ -46,7 +46,7 @@ def numbers(values: Any, count: int | None = None) -> list[float]:
     if not set(map(type, values)) <= {int, float}:
         raise LabelError(f"must have numbers but has {_short(values)}")
     # a NaN can hide from min and max, but not from the sum
-    if values and not (-LARGEST < min(values) and max(values) < LARGEST and not math.isnan(sum(values))):
+    if values and not (min(values) > -LARGEST and max(values) < LARGEST and not math.isnan(sum(values))):
         raise LabelError(f"must have finite numbers but has {_short(values)}")
     return list(map(float, values))
 

@@ -20,7 +20,9 @@ from pipelines.sources.uri import REMOTE, base_name, is_http, is_remote, parent,
 Result = TypeVar("Result")
 
 ATTEMPTS = 4
-"""How often something is asked of another machine before giving up."""
+"""How often something is asked of an http server before giving up."""
+STORE_ATTEMPTS = 2
+"""How often of an object store: its client tries again by itself, five times and more."""
 PAUSE = 0.5
 """Seconds before the second attempt; twice as long before each further one."""
 MAX_BYTES = 2**31 - 1
@@ -83,7 +85,7 @@ class Storage:
         """The bytes of a file, or `length` of them from `offset` (fewer where it ends earlier).
 
         Raises:
-            Missing, Unavailable: It is gone, forbidden, not a file, too large, or the network failed `ATTEMPTS` times.
+            Missing, Unavailable: It is gone, forbidden, not a file, too large, or the network failed again and again.
         """
         if not is_remote(location):
             return _explained(location, lambda: _read_local(location, offset, length))
@@ -188,7 +190,8 @@ class Storage:
     def ask(self, location: str, question: Callable[[Any, str], Result]) -> Result:
         """Ask the file system of a remote location, again and again where trying again can help."""
         path = _url(location) if is_http(location) else location.partition("://")[2]
-        for attempt in range(ATTEMPTS):
+        attempts = ATTEMPTS if is_http(location) else STORE_ATTEMPTS
+        for attempt in range(attempts):
             try:
                 return question(self.system(location), path)
             except Exception as raised:
@@ -197,9 +200,9 @@ class Storage:
                 problem = _reason(error, location)
                 if problem is not None:
                     raise problem from error
-                if attempt + 1 == ATTEMPTS:
+                if attempt + 1 == attempts:
                     reason = f"{type(error).__name__}: {error}".strip().removesuffix(":")
-                    raise Unavailable(f"{location} could not be read in {ATTEMPTS} attempts: {reason}") from error
+                    raise Unavailable(f"{location} could not be read in {attempts} attempts: {reason}") from error
                 time.sleep(PAUSE * 2**attempt)
         raise AssertionError("unreachable")
 

@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from operators.apply import Worker, apply
 from operators.base import OperatorError, RowError
 from operators.detect import Detect, Found, Item
 from operators.engines import grounding_dino_model as engine
 from operators.engines.captions import Caption
 from operators.engines.detector import Answer
 from operators.images import DecodedImage, decode
+from operators.loading import ShardImages
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT
 from operators.ontology import Ontology
@@ -358,6 +360,24 @@ def test_nan_fails_the_row(operator: Detect, monkeypatch: pytest.MonkeyPatch, wh
     assert first["detections"]
     assert isinstance(second, RowError)
     assert "try dtype: float32" in str(second)
+
+
+def test_a_shard_of_mixed_sizes_is_what_its_images_are(operator: Detect) -> None:
+    images = [picture(*size, seed) for seed in range(2) for size in SIZES[:3]]
+    data = [image.data for image in images] + [picture(4000, 3).data, images[0].data[:50]]
+    rows = pa.table({"image_id": range(1, 9), "key": [str(row) for row in range(8)]})
+    rows = rows.set_column(0, "image_id", rows.column("image_id").cast(pa.int64()))
+    shard = ShardImages([str(row) for row in range(8)], lambda uri: data[int(uri)])
+    table, _ = apply(Worker(operator), rows, np.array([True] * 8), shard)
+    assert table.column("decision").to_pylist() == ["kept"] * 6 + ["failed"] * 2
+    assert "too long and thin" in table.column("decision.reason")[6].as_py()
+    found = table.column("detections")
+    assert found.is_null().to_pylist() == [False] * 6 + [True] * 2
+    for index, image in enumerate(images):
+        (alone,) = operator.infer([operator.prepare(image, {})])
+        assert isinstance(alone, dict)
+        scores = [row["score"] for row in found[index].as_py()]
+        np.testing.assert_allclose(scores, [row["score"] for row in alone["detections"]], atol=1e-4)
 
 
 # ---------------------------------------------------------------- weights

@@ -226,3 +226,34 @@ def test_changed_and_vanished_images_are_named(capsys: pytest.CaptureFixture[str
     assert "1 images have changed" in told
     assert "a/0000.jpg" in told
     assert "1 images are no longer in the source" in told
+
+
+def test_missing_weights_are_told_before_any_image_is_read() -> None:
+    folder_of_images(Path("data"), 3)
+    Path("card.yaml").write_text(
+        "task: embedding\nengine: open_clip\narchitecture: ViT-B-32\nlicence: MIT\nmemory_gb: 1\n"
+        "weights: {hub: nobody/nothing, revision: main, file: x.safetensors}\n"
+    )
+    with pytest.raises(UserError, match="step 'embed': weights of card card are not here .*labelmill models pull"):
+        go(steps=["inspect", {"embed": {"model": "card.yaml"}}])
+    assert not list(Path("run").glob("steps/*/*.parquet"))
+
+
+def test_source_and_run_on_an_object_store_give_what_a_local_run_gives(s3: str) -> None:
+    import fsspec
+
+    folder_of_images(Path("data"), IMAGES)
+    expected = go()
+    fs = fsspec.filesystem("s3")
+    fs.put("data", f"{s3}/data", recursive=True)
+    summary = go(source={"folder": f"s3://{s3}/data"}, output=f"s3://{s3}/run")
+    assert summary["steps"] == expected["steps"]
+    assert summary["outcome"] == expected["outcome"]
+    local = {path.removeprefix("run/"): Path(path).read_bytes() for path in tree("run/exports", "run/steps")}
+    remote = {path.removeprefix(f"{s3}/run/"): fs.cat_file(path) for path in fs.find(f"{s3}/run")}
+    for path, data in local.items():
+        if not path.endswith(".export.json"):  # it names the output
+            assert remote[path] == data, path
+    before = len(logged("bright.log"))
+    assert go(source={"folder": f"s3://{s3}/data"}, output=f"s3://{s3}/run")["outcome"] == expected["outcome"]
+    assert len(logged("bright.log")) == before
