@@ -98,7 +98,7 @@ def parse(text: str) -> Expression:
         ExpressionError: It is something else; says what.
     """
     if not text.strip():
-        raise ExpressionError("a condition must be an expression such as \"sharpness >= 0.3\" but is empty")
+        raise ExpressionError('a condition must be an expression such as "sharpness >= 0.3" but is empty')
     if "\0" in text:
         raise ExpressionError("a condition must be text but holds a null character")
     return _Reader(text).read()

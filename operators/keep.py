@@ -170,9 +170,7 @@ def _number(scalar: pa.Scalar) -> float | None:
 
 
 def _holds_float16(kind: pa.DataType) -> bool:
-    return pa.types.is_float16(kind) or any(
-        _holds_float16(kind.field(index).type) for index in range(kind.num_fields)
-    )
+    return pa.types.is_float16(kind) or any(_holds_float16(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def _plain(error: Exception) -> str:

@@ -7,7 +7,7 @@ is the same for pictures of mode RGB and L. The hash is that of ``imagehash.phas
 A large picture would take longer to measure than to decode. So one of more than `EXACT_PIXELS` pixels is measured on a
 grid of about as many pixels taken from it (dark, light, low_information), and scaled to a long side of `SCALED_SIDE`
 (the rest). On photographs this moves dark, light and blurry by 0.001 in the median and 0.01 at most,
-low_information by less than 0.001, and 0 to 4 of the 64 bits of the hash (none in 3 of 4 pictures). `blurry` itself
+low_information by less than 0.001, and 0 to 4 of the 64 bits of the hash (none in 4 of 5 pictures). `blurry` itself
 jumps by 0.18 where a histogram becomes uneven enough; a picture that is so near may fall on the other side.
 """
 

@@ -129,9 +129,7 @@ class Select(TableOperator):
         for index in np.flatnonzero(found.scores < exact[found.codes]).tolist():
             reasons[index] = reasons[index] or f"score is below {limits[found.codes[index]]:g}"
 
-    def _one_image(
-        self, found: _Detections, left: NDArray[np.int64], reasons: list[str | None]
-    ) -> NDArray[np.int64]:
+    def _one_image(self, found: _Detections, left: NDArray[np.int64], reasons: list[str | None]) -> NDArray[np.int64]:
         params = self.params
         if params.nms is not None:
             left = found.suppress(left, params.nms, reasons, within=True)

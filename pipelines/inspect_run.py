@@ -16,7 +16,7 @@ from pipelines.errors import UserError, nearest
 from pipelines.placement import place, segments
 from pipelines.run import PIPELINE_FILE, SUMMARY_FILE, Options, open_output, resources_here
 from pipelines.shards import known_shards, read_shard, take_in
-from pipelines.sources import SourceError, open_source
+from pipelines.sources import open_source
 from pipelines.store import Store
 from pipelines.terminal import outcome_line
 from pipelines.work import Layout
@@ -26,10 +26,7 @@ from pipelines.yaml_file import YamlFile
 def plan_of(pipeline: Pipeline, workers: int | None) -> dict[str, Any]:
     """What a run on this machine would do, as plain values. Lists the source; computes and writes nothing."""
     store = open_output(pipeline)
-    try:
-        intake = take_in(open_source(pipeline.settings.source), store, pipeline.settings.shard_size, write=False)
-    except SourceError as error:
-        raise UserError(str(error)) from error
+    intake = take_in(open_source(pipeline.settings.source), store, pipeline.settings.shard_size, write=False)
     layout = Layout.of(store, pipeline.steps)
     resources = resources_here(Options(workers=workers))
     steps = []

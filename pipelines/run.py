@@ -20,7 +20,7 @@ from pipelines.export_run import export_all, labels_column
 from pipelines.outcomes import summarise, write_json
 from pipelines.placement import Phase, Resources, place, segments
 from pipelines.shards import Intake, iterate, take_in
-from pipelines.sources import Fetcher, Source, SourceError, open_source
+from pipelines.sources import Fetcher, Source, open_source
 from pipelines.steps import Step
 from pipelines.store import Store
 from pipelines.work import Layout, OnNews, Partial, Receipt
@@ -68,7 +68,7 @@ def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, A
     store = open_output(pipeline)
     source, fetch = _open(pipeline)
     store.clean()
-    intake = _take_in(pipeline, source, store)
+    intake = take_in(source, store, pipeline.settings.shard_size)
     reporter.source_read(intake)
     write_pipeline(pipeline, store)
 
@@ -176,18 +176,8 @@ def write_pipeline(pipeline: Pipeline, store: Store) -> None:
 
 
 def _open(pipeline: Pipeline) -> tuple[Source, Fetcher]:
-    try:
-        source = open_source(pipeline.settings.source)
-    except SourceError as error:
-        raise UserError(str(error)) from error
-    return source, Fetcher(dict(pipeline.settings.source.storage_options))
-
-
-def _take_in(pipeline: Pipeline, source: Source, store: Store) -> Intake:
-    try:
-        return take_in(source, store, pipeline.settings.shard_size)
-    except SourceError as error:
-        raise UserError(str(error)) from error
+    spec = pipeline.settings.source
+    return open_source(spec), Fetcher(dict(spec.storage_options))
 
 
 def _check_ready(steps: Sequence[Step]) -> None:

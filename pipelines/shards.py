@@ -36,6 +36,7 @@ class Intake:
         changed: Keys whose file is another one than when their shard was written.
         gone: Keys that the source no longer has.
         problems: What is wrong with single entries, or with the source.
+        ignored: Files of the source that are no images: suffix → how many.
     """
 
     shards: dict[int, int] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Intake:
     changed: list[str] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    ignored: dict[str, int] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -88,6 +90,7 @@ def take_in(source: Source, store: Store, shard_size: int, write: bool = True) -
         elif entry.version is not None and known[entry.key] is not None and known[entry.key] != entry.version:
             intake.changed.append(entry.key)
     intake.problems = sorted(intake.problems) + list(source.problems)
+    intake.ignored = dict(source.ignored)
     intake.changed.sort()
     intake.gone = sorted(known.keys() - seen)
     intake.added = len(fresh)

@@ -86,6 +86,10 @@ class TerminalReporter:
         if intake.added and intake.added != intake.images:
             parts.append(f"{intake.added:,} new")
         self.console.print(f"source  {', '.join(parts)}")
+        if intake.ignored:
+            counts = sorted(intake.ignored.items(), key=lambda item: (-item[1], item[0]))
+            kinds = ", ".join(f"{number:,} {suffix or 'without a suffix'}" for suffix, number in counts[:5])
+            self.console.print(f"        passed over files that are no images: {escape(kinds)}", soft_wrap=True)
         if intake.problems:
             self._warn(f"{len(intake.problems):,} entries of the source have a problem", intake.problems)
         if intake.changed:

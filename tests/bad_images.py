@@ -147,11 +147,13 @@ def _oriented() -> dict[str, tuple[bytes, Outcome]]:
     files["exif_6.png"] = encode(turned, "PNG", exif=exif(6)), Good(orientation=6)
     files["exif_6.webp"] = encode(turned, "WEBP", lossless=True, exif=exif(6)), Good(format="WEBP", orientation=6)
     files["exif_8.tif"] = encode(stored_for(8), "TIFF", exif=exif(8)), Good(format="TIFF", orientation=8)
-    files["exif_6.heic"] = encode(turned, "HEIF", quality=95, exif=exif(6).tobytes()), Good(
-        format="HEIF", orientation=6, tolerance=12
+    files["exif_6.heic"] = (
+        encode(turned, "HEIF", quality=95, exif=exif(6).tobytes()),
+        Good(format="HEIF", orientation=6, tolerance=12),
     )
-    files["exif_5.avif"] = encode(stored_for(5), "AVIF", quality=95, exif=exif(5)), Good(
-        format="AVIF", orientation=5, tolerance=12
+    files["exif_5.avif"] = (
+        encode(stored_for(5), "AVIF", quality=95, exif=exif(5)),
+        Good(format="AVIF", orientation=5, tolerance=12),
     )
     xmp = PngImagePlugin.PngInfo()
     xmp.add_itxt("XML:com.adobe.xmp", '<rdf:Description tiff:Orientation="3"/>')
@@ -159,8 +161,9 @@ def _oriented() -> dict[str, tuple[bytes, Outcome]]:
     plain = encode(turned, "PNG")
     behind = plain[:-12] + png_chunk(b"eXIf", exif(6).tobytes()[6:]) + plain[-12:]
     files["exif_behind_the_pixels.png"] = behind, Good(orientation=6)
-    files["exif_9.jpg"] = encode(quadrants(), "JPEG", quality=95, subsampling=0, exif=exif(9)), Good(
-        format="JPEG", tolerance=12
+    files["exif_9.jpg"] = (
+        encode(quadrants(), "JPEG", quality=95, subsampling=0, exif=exif(9)),
+        Good(format="JPEG", tolerance=12),
     )
     garbage = encode(quadrants(), "JPEG", quality=95, subsampling=0, exif=b"Exif\x00\x00MM\x00*" + b"\xff" * 40)
     files["exif_garbage.jpg"] = garbage, Good(format="JPEG", tolerance=12)

@@ -142,9 +142,7 @@ def draw_head(
     return Looking(canvas.layer(paints), float(yaw), float(pitch))
 
 
-def _split(
-    gaze: float | None, head: float, eye: float, rng: np.random.Generator, name: str
-) -> tuple[float, float]:
+def _split(gaze: float | None, head: float, eye: float, rng: np.random.Generator, name: str) -> tuple[float, float]:
     """The gaze angle, and the part of it that the head turns."""
     if gaze is None:
         turned = rng.uniform(-head, head)

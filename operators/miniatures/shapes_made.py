@@ -87,8 +87,9 @@ def airplane(sheet: Sheet) -> None:
     if sheet.chance(0.6):
         for y in (28, 72):
             sheet.box(ALT, 44 - sweep / 3, y - 3.5, 62 - sweep / 3, y + 3.5, 3)
-    sheet.fill(MAIN, smooth([(1, 50), (8, 45), (40, 42), (80, 42), (94, 45), (99, 50), (94, 55), (80, 58), (40, 58),
-                             (8, 55)]))
+    sheet.fill(
+        MAIN, smooth([(1, 50), (8, 45), (40, 42), (80, 42), (94, 45), (99, 50), (94, 55), (80, 58), (40, 58), (8, 55)])
+    )
     sheet.fill(GLASS, [(84, 44.5), (90, 45.5), (93, 50), (90, 54.5), (84, 55.5), (86, 50)])
     for x in range(26, 80, 9):
         sheet.disc(GLASS, x, 50, 2.3)
@@ -134,8 +135,10 @@ def house(sheet: Sheet) -> None:
 def cup(sheet: Sheet) -> None:
     foot = sheet.vary(16, 26)
     sheet.line(MAIN, ellipse(72, 46, 19, 19, -85, 100), 8.5)
-    sheet.fill(MAIN, np.concatenate([
-        np.array([(8, 18), (78, 18)], np.float64), ellipse(43, 86, 35 - foot / 2, 6, 0, 180, n=10)]))
+    sheet.fill(
+        MAIN,
+        np.concatenate([np.array([(8, 18), (78, 18)], np.float64), ellipse(43, 86, 35 - foot / 2, 6, 0, 180, n=10)]),
+    )
     sheet.disc(ALT, 43, 18, 35, 7)
     sheet.disc(WOOD, 43, 19.5, 30, 4.5)
     if sheet.chance(0.4):
@@ -171,8 +174,9 @@ def chair(sheet: Sheet) -> None:
 
 
 def umbrella(sheet: Sheet) -> None:
-    sheet.line(WOOD, np.concatenate([np.array([(50, 30), (50, 84)], np.float64), ellipse(41, 85, 9, 10, 0, 175, n=9)]),
-               5)
+    sheet.line(
+        WOOD, np.concatenate([np.array([(50, 30), (50, 84)], np.float64), ellipse(41, 85, 9, 10, 0, 175, n=9)]), 5
+    )
     sheet.line(INK, [(50, 3), (50, 12)], 4)
     sheet.fill(MAIN, ellipse(50, 52, 47, 44, 180, 360))
     for edge in (19, 81):
@@ -186,7 +190,7 @@ def umbrella(sheet: Sheet) -> None:
 def key(sheet: Sheet) -> None:
     bow = sheet.vary(18, 22)
     sheet.box(MAIN, 30, 45, 98, 56)
-    for x in ((74, 84, 92) if sheet.chance() else (78, 90)):
+    for x in (74, 84, 92) if sheet.chance() else (78, 90):
         sheet.box(MAIN, x - 3.5, 54, x + 3.5, sheet.vary(66, 76))
     sheet.box(ALT, 40, 42, 45, 59)
     if sheet.chance(0.7):

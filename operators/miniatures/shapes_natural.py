@@ -54,10 +54,23 @@ def flower(sheet: Sheet) -> None:
 
 def mushroom(sheet: Sheet) -> None:
     wide = sheet.vary(11, 16)
-    sheet.fill(CREAM, smooth([(50 - wide, 50), (50 + wide, 50), (50 + wide, 75), (50 + wide + 4, 95), (50, 98),
-                              (50 - wide - 4, 95), (50 - wide, 75)]))
-    sheet.fill(MAIN, smooth([(3, 56), (6, 36), (24, 12), (50, 5), (76, 12), (94, 36), (97, 56), (75, 61), (50, 62),
-                             (25, 61)]))
+    sheet.fill(
+        CREAM,
+        smooth(
+            [
+                (50 - wide, 50),
+                (50 + wide, 50),
+                (50 + wide, 75),
+                (50 + wide + 4, 95),
+                (50, 98),
+                (50 - wide - 4, 95),
+                (50 - wide, 75),
+            ]
+        ),
+    )
+    sheet.fill(
+        MAIN, smooth([(3, 56), (6, 36), (24, 12), (50, 5), (76, 12), (94, 36), (97, 56), (75, 61), (50, 62), (25, 61)])
+    )
     for x, y, radius in ((30, 30, 8), (58, 20, 7), (76, 42, 8), (50, 45, 6), (16, 48, 5)):
         sheet.disc(CREAM, x + sheet.vary(-3, 3), y + sheet.vary(-2, 2), radius)
 
@@ -68,8 +81,10 @@ def fish(sheet: Sheet) -> None:
     sheet.fill(ALT, [(52, 68), (38, 88 - fork / 2), (34, 66)])
     sheet.fill(MAIN, [(26, 50), (2, 22), (fork, 50), (2, 78)])
     belly = sheet.vary(21, 27)
-    sheet.fill(MAIN, smooth([(18, 50), (40, 50 - belly), (72, 50 - belly), (97, 48), (94, 56), (72, 50 + belly),
-                             (40, 50 + belly)]))
+    sheet.fill(
+        MAIN,
+        smooth([(18, 50), (40, 50 - belly), (72, 50 - belly), (97, 48), (94, 56), (72, 50 + belly), (40, 50 + belly)]),
+    )
     sheet.line(ALT, ellipse(60, 50, 12, 20, -65, 65, n=10), 3.5)
     sheet.disc(CREAM, 82, 43, 6)
     sheet.disc(INK, 83, 43, 3)
@@ -124,8 +139,25 @@ def cat(sheet: Sheet) -> None:
 
 def apple(sheet: Sheet) -> None:
     low = sheet.vary(90, 97)
-    sheet.fill(MAIN, smooth([(50, 29), (66, 22), (86, 28), (95, 50), (86, 78), (66, low), (50, low - 4), (34, low),
-                             (14, 78), (5, 50), (14, 28), (34, 22)]))
+    sheet.fill(
+        MAIN,
+        smooth(
+            [
+                (50, 29),
+                (66, 22),
+                (86, 28),
+                (95, 50),
+                (86, 78),
+                (66, low),
+                (50, low - 4),
+                (34, low),
+                (14, 78),
+                (5, 50),
+                (14, 28),
+                (34, 22),
+            ]
+        ),
+    )
     sheet.line(WOOD, [(50, 32), (52, 16), (57, 5)], 5)
     if sheet.chance(0.8):
         sheet.fill(LEAF, smooth([(54, 17), (66, 5), (86, 4), (76, 17)]))

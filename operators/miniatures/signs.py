@@ -141,9 +141,7 @@ class _Set:
     ink: Image.Image
 
 
-def _typeset(
-    lines: list[list[str]], face: ImageFont.FreeTypeFont, gap: float
-) -> tuple[list[_Set], float, float]:
+def _typeset(lines: list[list[str]], face: ImageFont.FreeTypeFont, gap: float) -> tuple[list[_Set], float, float]:
     """Centre the lines below each other.
 
     Returns:

@@ -57,10 +57,7 @@ def move(scene: Scene, matrix: Matrix, width: int, height: int) -> Scene:
             for thing, mask, box, share in _keep(scene.objects, view, grown)
         ),
         tuple(word for old in scene.words if (word := _move_word(old, matrix, width, height)) is not None),
-        tuple(
-            Face(box, mask, *_turned_gaze(face, matrix))
-            for face, mask, box, _ in _keep(scene.faces, view, grown)
-        ),
+        tuple(Face(box, mask, *_turned_gaze(face, matrix)) for face, mask, box, _ in _keep(scene.faces, view, grown)),
         tuple(Sign(box, mask) for _, mask, box, _ in _keep(scene.signs, view, grown)),
     )
 

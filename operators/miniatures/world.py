@@ -137,9 +137,7 @@ class World:
         ValueError: An argument is outside its range.
     """
 
-    def __init__(
-        self, seed: int, size: int | tuple[int, int] = 320, *, pairs: str = "all", words: str = "all"
-    ) -> None:
+    def __init__(self, seed: int, size: int | tuple[int, int] = 320, *, pairs: str = "all", words: str = "all") -> None:
         if seed < 0:
             raise ValueError(f"seed must be 0 or more but is {seed}")
         self.seed = seed

@@ -11,6 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pipelines.errors import UserError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -18,7 +20,7 @@ MAX_PROBLEMS = 1000
 """Problems of a source kept word for word; the rest are counted."""
 
 
-class SourceError(Exception):
+class SourceError(UserError):
     """The source as a whole cannot be used; says what is wrong and what to do."""
 
 

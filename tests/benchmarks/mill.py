@@ -117,7 +117,12 @@ def time_mill(pipeline: Path, output: Path, workers: int) -> dict[str, float]:
     first = min(receipt["at"] - receipt["seconds"] for receipt in receipts)
     last = max(receipt["at"] for receipt in receipts)
     images = sum(receipt["images"] for receipt in receipts if receipt["step"] == receipts[0]["step"])
-    return {"rate": images / (last - first), "start_up": first - began, "seconds": ended - began, "peak_mb": peak() / 1e6}
+    return {
+        "rate": images / (last - first),
+        "start_up": first - began,
+        "seconds": ended - began,
+        "peak_mb": peak() / 1e6,
+    }
 
 
 def _watch_memory(pid: int) -> Any:
@@ -200,7 +205,9 @@ def main() -> None:
             repeat(work / "images", work / "large", options.large // options.images)
             large = time_mill(write_pipeline(work / "large.yaml", work / "large"), work / "run-large", cores)
             factor = large["peak_mb"] / statistics.median(peaks)
-            print(f"{options.large} images: {large['rate']:.1f}/s, peak {large['peak_mb']:.0f} MB, {factor:.2f} of the small run's")
+            print(
+                f"{options.large} images: {large['rate']:.1f}/s, peak {large['peak_mb']:.0f} MB, {factor:.2f} of the small run's"
+            )
 
 
 if __name__ == "__main__":

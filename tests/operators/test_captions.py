@@ -102,6 +102,14 @@ def test_1203_names_are_all_asked_in_captions_of_like_length() -> None:
     assert len(built) <= -(-tokens // 254) * 1.2
 
 
+@pytest.mark.parametrize(("second", "count"), [(40, 1), (41, 2)])
+def test_a_caption_is_filled_to_its_last_token(second: int, count: int) -> None:
+    _, built = captions_of(Ontology(["a " * 56, "b " * second]), limit=100)
+    assert len(built) == count
+    if count == 1:
+        assert len(built[0].ids) == 100
+
+
 @pytest.mark.parametrize(
     ("prompt", "text"),
     [

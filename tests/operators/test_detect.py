@@ -312,7 +312,7 @@ ASKED = [("T.V.", "television"), ("fire", "fire"), ("car", "car")]
 
 
 def test_pairs_of_box_and_prompt_across_answers() -> None:
-    found = Found(Item(None, 200, 100), 0.25, 4)
+    found = Found(Item(None, 200, 100), 0.25, 6)
     found.add(answer([[0.5, 0.9], [0.2, 0.25]], [[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), 0)
     found.add(answer([[0.7], [0.3], [0.26]], [[-0.5, 0.5, 1.5, 2], [0, 0, 0.5, 0.5], [0, 0, 1, 1]], [2]), 0)
     rows = found.result(ASKED)
@@ -323,6 +323,7 @@ def test_pairs_of_box_and_prompt_across_answers() -> None:
         ("car", "car", pytest.approx(0.7), 0, 50, 200, 100),
         ("television", "T.V.", 0.5, *map(pytest.approx, (20, 20, 60, 40))),
         ("car", "car", pytest.approx(0.3), 0, 0, 100, 50),
+        ("car", "car", pytest.approx(0.26), 0, 0, 200, 100),
     ]
 
 

@@ -142,7 +142,7 @@ def test_flat_pictures_share_one_phash() -> None:
     assert hashes == {1 << 63}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 2**32 - 1), st.sampled_from(["RGB", "L", "1", "RGBA"]))
 @example(1, 5000, 0, "RGB")
 @example(5000, 1, 0, "L")
@@ -251,7 +251,7 @@ def test_sharpness_hardly_depends_on_the_size() -> None:
         inspect(encode(picture.resize((side, side * 3 // 4), Image.Resampling.LANCZOS), "BMP"))["sharpness"]
         for side in (300, 500, 800, 1200)
     ]
-    assert max(figures) < 1.25 * min(figures)
+    assert max(figures) < 1.15 * min(figures)
 
 
 def test_the_same_in_every_thread() -> None:

@@ -122,9 +122,14 @@ def test_what_is_no_mapping_is_refused(text: str) -> None:
 
 
 def test_overrides_reach_keys_and_steps() -> None:
-    pipeline = load_pipeline(
-        write(GOOD), ["detect.floor=0.05", "again.floor=0.4", "select.score.car=0.9", "source.folder=x", "keep.where=width > 1"]
-    )
+    overrides = [
+        "detect.floor=0.05",
+        "again.floor=0.4",
+        "select.score.car=0.9",
+        "source.folder=x",
+        "keep.where=width > 1",
+    ]
+    pipeline = load_pipeline(write(GOOD), overrides)
     steps = {step.name: step.operator.params for step in pipeline.steps}
     assert (steps["detect"].floor, steps["again"].floor) == (0.05, 0.4)
     assert steps["select"].score["car"] == 0.9

@@ -116,7 +116,9 @@ def test_a_changed_threshold_runs_only_what_reads_it() -> None:
 @pytest.mark.usefixtures("data")
 def test_dropped_images_are_passed_over() -> None:
     go()
-    dropped = {row["image_id"] for row in pq.read_table("run/decisions.parquet").to_pylist() if row["decision"] == "dropped"}
+    dropped = {
+        row["image_id"] for row in pq.read_table("run/decisions.parquet").to_pylist() if row["decision"] == "dropped"
+    }
     assert dropped
     assert set(logged("again.log")) == set(range(1, IMAGES + 1)) - dropped
 
@@ -150,7 +152,8 @@ def test_the_order_of_a_listing_does_not_matter(data: Path, monkeypatch: pytest.
     scan = FolderSource.scan
     monkeypatch.setattr(FolderSource, "scan", lambda self: reversed(list(scan(self))))
     go(output="other")
-    assert {path.replace("other", "run"): digest for path, digest in tree("other/exports", "other/shards", "other/steps").items()} == expected
+    found = tree("other/exports", "other/shards", "other/steps")
+    assert {path.replace("other", "run"): digest for path, digest in found.items()} == expected
 
 
 @pytest.mark.slow
@@ -234,7 +237,7 @@ def test_missing_weights_are_told_before_any_image_is_read() -> None:
         "task: embedding\nengine: open_clip\narchitecture: ViT-B-32\nlicence: MIT\nmemory_gb: 1\n"
         "weights: {hub: nobody/nothing, revision: main, file: x.safetensors}\n"
     )
-    with pytest.raises(UserError, match="step 'embed': weights of card card are not here .*labelmill models pull"):
+    with pytest.raises(UserError, match=r"step 'embed': weights of card card are not here .*labelmill models pull"):
         go(steps=["inspect", {"embed": {"model": "card.yaml"}}])
     assert not list(Path("run").glob("steps/*/*.parquet"))
 
