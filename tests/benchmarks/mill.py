@@ -205,9 +205,8 @@ def main() -> None:
             repeat(work / "images", work / "large", options.large // options.images)
             large = time_mill(write_pipeline(work / "large.yaml", work / "large"), work / "run-large", cores)
             factor = large["peak_mb"] / statistics.median(peaks)
-            print(
-                f"{options.large} images: {large['rate']:.1f}/s, peak {large['peak_mb']:.0f} MB, {factor:.2f} of the small run's"
-            )
+            memory = f"peak {large['peak_mb']:.0f} MB, {factor:.2f} of the small run's"
+            print(f"{options.large} images: {large['rate']:.1f}/s, {memory}")
 
 
 if __name__ == "__main__":
