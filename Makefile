@@ -12,7 +12,7 @@ help:  ## Show the targets
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[test]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[test]'
 	@touch $@
 
 demo: .venv/installed  ## Draw 200 images, run a whole pipeline on them, say where the results are

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field
 
-from operators.base import KEPT, Decision, OperatorError, OperatorParams, TableOperator, TableResult, tuning
+from operators.base import KEPT, Decision, Needs, OperatorError, OperatorParams, TableOperator, TableResult, tuning
 from operators.embed import EmbeddingCard
 from operators.engines import open_clip
 from operators.models.weights import verify
@@ -71,6 +71,9 @@ class Classify(TableOperator):
         super().check(columns)
         if not self.params.ontology.classes:
             raise OperatorError("ontology must have at least one class but is empty", ("ontology",))
+
+    def needs(self) -> Needs:
+        return Needs(memory_gb=self.params.model.memory_gb)
 
     def digest(self) -> str:
         # The order of the classes decides the order of `probabilities`.

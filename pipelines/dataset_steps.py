@@ -21,7 +21,7 @@ from operators.base import DatasetOperator, TableResult
 from operators.columns import join_result
 from pipelines.shards import read_shard
 from pipelines.steps import Step
-from pipelines.work import Layout, Receipt, active_rows, column_of, receipt_of
+from pipelines.work import Layout, Receipt, active_rows, column_of, load, receipt_of
 
 GENERATION = b"labelmill.generation"
 
@@ -48,7 +48,7 @@ def run_dataset_step(
         members = generations[generation]
         started = time.perf_counter()
         if not done.issuperset(members):
-            operator.load()
+            load(step)
             for shard, table in _compute(layout, step, operator, members, decided):
                 if shard in done:
                     continue

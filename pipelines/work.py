@@ -15,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from operators.apply import THREADS, Worker, apply
+from operators.base import OperatorError
 from operators.loading import ShardImages
+from pipelines.errors import UserError
 from pipelines.shards import read_shard, shard_name
 from pipelines.sources import Fetcher
 from pipelines.steps import Input, Step
@@ -207,9 +209,21 @@ class ShardWorker:
 
     def _worker(self, step: Step) -> Worker:
         if step.position not in self._workers:
-            step.operator.load()
+            load(step)
             self._workers[step.position] = Worker(step.operator)
         return self._workers[step.position]
+
+
+def load(step: Step) -> None:
+    """Load a step's operator.
+
+    Raises:
+        UserError: What it needs is not here, or is not what it must be.
+    """
+    try:
+        step.operator.load()
+    except OperatorError as error:
+        raise UserError(f"step {step.name!r}: {error}") from error
 
 
 def _at_intervals(on_news: OnNews, step: str, shard: int) -> Callable[[int], None]:

@@ -15,6 +15,7 @@ from operators.base import (
     DatasetOperator,
     Decision,
     ImageOperator,
+    OperatorError,
     OperatorParams,
     RowError,
     TableOperator,
@@ -164,3 +165,10 @@ def die_once(marker: str) -> None:
     except FileExistsError:
         return
     os._exit(1)
+
+
+class Unloadable(Brightness):
+    """Finds out in `load` that what it needs is not here."""
+
+    def load(self) -> None:
+        raise OperatorError("the weights are of another model")

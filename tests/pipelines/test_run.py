@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from operators.columns import ContractError
 from pipelines.config import load_pipeline
 from pipelines.errors import UserError
 from pipelines.run import Options, run
@@ -260,3 +261,21 @@ def test_source_and_run_on_an_object_store_give_what_a_local_run_gives(s3: str) 
     before = len(logged("bright.log"))
     assert go(source={"folder": f"s3://{s3}/data"}, output=f"s3://{s3}/run")["outcome"] == expected["outcome"]
     assert len(logged("bright.log")) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [Options(inline=True), Options(workers=2)], ids=["inline", "ray"])
+@pytest.mark.parametrize(
+    ("step", "error", "message"),
+    [
+        ({"tests.toys:Unloadable": {}}, UserError, "step 'unloadable': the weights are of another model"),
+        ({"tests.toys:Wrong": {"how": "missing"}}, ContractError, "must give the columns"),
+    ],
+    ids=["load", "contract"],
+)
+def test_what_is_wrong_with_an_operator_stops_the_run(
+    options: Options, step: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    folder_of_images(Path("data"), 3)
+    with pytest.raises(error, match=message):
+        go(options, steps=[step], export={})
