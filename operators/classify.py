@@ -37,11 +37,13 @@ class Classify(TableOperator):
     name = "classify"
 
     class Params(OperatorParams):
-        """Attributes:
-        model: The card that made the embeddings. In the fingerprint its digest stands for it.
-        ontology: The classes and their prompts; the pipeline's where a step names none.
-        embedding: The column that `embed` wrote.
-        templates: Sentences with {} for the prompt.
+        """What to look with, and how.
+
+        Attributes:
+            model: The card that made the embeddings. In the fingerprint its digest stands for it.
+            ontology: The classes and their prompts; the pipeline's where a step names none.
+            embedding: The column that `embed` wrote.
+            templates: Sentences with {} for the prompt.
         """
 
         model: EmbeddingCard = tuning(...)

@@ -38,17 +38,20 @@ class Deduplicate(DatasetOperator):
     Columns: `group`, the image_id of the kept image of the group, for an image without copies its own, so that images
     of one group can be kept in one split; and `kind`, how an image is a copy of the kept one: `file` or `pixels`,
     null for those that are kept.
-
-    Parameters:
-        by: What makes two images copies: `file`, `pixels` or both.
-        keep: Which image of a group is the best: `first` by key, `largest` by width times height, `sharpest`,
-            or `labelled`: the one with most labels in the source, any more than none known. Ties: first by key.
     """
 
     name = "deduplicate"
     decides = True
 
     class Params(OperatorParams):
+        """What is a copy, and which one stays.
+
+        Attributes:
+            by: What makes two images copies: `file`, `pixels` or both.
+            keep: Which image of a group is the best: `first` by key, `largest` by width times height, `sharpest`,
+                or `labelled`: the one with most labels in the source, any more than none known. Ties: first by key.
+        """
+
         by: Annotated[tuple[By, ...], Field(min_length=1)] = ("file", "pixels")
         keep: Best = "first"
 

@@ -44,13 +44,15 @@ class Detect(ImageOperator):
     name = "detect"
 
     class Params(OperatorParams):
-        """Attributes:
-        model: The model card. In the fingerprint its digest stands for it.
-        ontology: The classes and their prompts; the pipeline's where a step names none.
-        floor: Detections score above this; `select` can only choose among them.
-        max_detections: The best so many of an image are kept.
-        dtype: Arithmetic; `auto` is the card's, or else float32 on a CPU and float16 on a GPU.
-        batch: Images per call of the model.
+        """What to look with, and how.
+
+        Attributes:
+            model: The model card. In the fingerprint its digest stands for it.
+            ontology: The classes and their prompts; the pipeline's where a step names none.
+            floor: Detections score above this; `select` can only choose among them.
+            max_detections: The best so many of an image are kept.
+            dtype: Arithmetic; `auto` is the card's, or else float32 on a CPU and float16 on a GPU.
+            batch: Images per call of the model.
         """
 
         model: DetectionCard = tuning(...)

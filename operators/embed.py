@@ -31,10 +31,12 @@ class Embed(ImageOperator):
     name = "embed"
 
     class Params(OperatorParams):
-        """Attributes:
-        model: The model card. In the fingerprint its digest stands for it.
-        dtype: Arithmetic; `auto` is the card's, or else float32 on a CPU and float16 on a GPU.
-        batch: Images per call of the model.
+        """What to look with, and how.
+
+        Attributes:
+            model: The model card. In the fingerprint its digest stands for it.
+            dtype: Arithmetic; `auto` is the card's, or else float32 on a CPU and float16 on a GPU.
+            batch: Images per call of the model.
         """
 
         model: EmbeddingCard = tuning(...)

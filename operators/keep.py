@@ -39,6 +39,12 @@ class Keep(TableOperator):
     decides = True
 
     class Params(OperatorParams):
+        """The condition. A pipeline may give it alone: ``keep: "width > 64"``.
+
+        Attributes:
+            where: The condition that kept images meet.
+        """
+
         shorthand: ClassVar[str] = "where"
         where: str
 

@@ -35,21 +35,25 @@ class Select(TableOperator):
 
     Columns: `detections`, best first, and `reasons`, one for each detection of the input in its order: null for one
     that stays. An image of which no detection stays is kept, with an empty list.
-
-    Parameters:
-        detections: The column to select from.
-        score: The least score that stays: one number, or numbers by class: ``{car: 0.5, default: 0.3}``.
-            Classes that are not named use `default`, which is 0.3 if it is not given.
-        nms: Of two boxes of one class with a larger IoU the better one stays; null: all stay.
-        containment: A box contains another when their intersection over the smaller area is at least this;
-            null: containment does not matter.
-        across: Of two boxes of two classes with a larger IoU the better one stays; null: classes may overlap.
-        max_per_image: At most so many of the best stay; null: all.
     """
 
     name = "select"
 
     class Params(OperatorParams):
+        """What makes a detection a label.
+
+        Attributes:
+            detections: The column to select from.
+            score: The least score that stays: one number, or numbers by class: ``{car: 0.5, default: 0.3}``.
+                Classes that are not named use `default`, which is 0.3 if it is not given.
+            nms: Of two boxes of one class with a larger IoU the better one stays; null: all stay.
+            containment: A box contains another when their intersection over the smaller area is at least this;
+                null: containment does not matter.
+            across: Of two boxes of two classes with a larger IoU the better one stays; null: classes may overlap.
+            max_per_image: At most so many of the best stay; null: all.
+            ontology: The classes that `score` may name; the pipeline's where a step names none.
+        """
+
         detections: str = "detections"
         score: Fraction | dict[str, Fraction] = _SCORE
         nms: Fraction | None = 0.7

@@ -6,7 +6,6 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -50,34 +49,47 @@ def describe_operator(name: str) -> dict[str, Any]:
         cls = find(name)
     except UnknownOperator as error:
         raise UserError(str(error)) from error
+    told = _about_params(cls)
+    types = cls.Params.model_json_schema().get("properties", {})
     params = []
     for key, field in cls.Params.model_fields.items():
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        if field.default is PydanticUndefined and not field.is_required():
-            default = "optional"
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         params.append(
             {
                 "name": field.alias or key,
-                "type": _type_name(field.annotation),
+                "type": _type_name(types.get(field.alias or key, {})),
                 "default": default,
-                "about": field.description or "",
-                "tuning": bool(extra.get("tuning")),
+                "about": told.get(key, ""),
+                "tuning": bool(extra.get("tuning")) and not field.is_required(),
             }
         )
-    return {
-        "name": name,
-        "kind": _kind(cls),
-        "decides": cls.decides,
-        "about": inspect.getdoc(cls) or "",
-        "parameters": params,
-        "parameters_about": inspect.getdoc(cls.Params) or "" if cls.Params is not Operator.Params else "",
-    }
+    about = inspect.getdoc(cls) or ""
+    return {"name": name, "kind": _kind(cls), "decides": cls.decides, "about": about, "parameters": params}
 
 
-def _type_name(annotation: Any) -> str:
-    text = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
-    return text or str(annotation).replace("typing.", "").replace("NoneType", "None")
+def _about_params(cls: type[Operator]) -> dict[str, str]:
+    """What the docstring of an operator's Params says of each of them, on one line."""
+    from docstring_parser import DocstringStyle, parse
+
+    text = inspect.cleandoc(cls.Params.__doc__ or "")
+    parsed = parse(text, DocstringStyle.GOOGLE)
+    return {item.arg_name: " ".join((item.description or "").split()) for item in parsed.params}
+
+
+def _type_name(schema: dict[str, Any]) -> str:
+    """A parameter's type in a few words, from its JSON schema."""
+    if "enum" in schema:
+        return " | ".join(str(value) for value in schema["enum"])
+    if "anyOf" in schema:
+        return " | ".join(dict.fromkeys(_type_name(part) for part in schema["anyOf"]))
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    if schema.get("type") == "array":
+        return f"list of {_type_name(schema.get('items', {}))}"
+    if schema.get("type") == "object" and isinstance(schema.get("additionalProperties"), dict):
+        return f"mapping to {_type_name(schema['additionalProperties'])}"
+    return str(schema.get("type", schema.get("const", "any")))
 
 
 def print_operator(described: dict[str, Any], console: Console) -> None:
@@ -85,16 +97,14 @@ def print_operator(described: dict[str, Any], console: Console) -> None:
     decides = ", decides" if described["decides"] else ""
     console.print(f"{described['name']}  ({described['kind']} operator{decides})\n")
     console.print(escape(described["about"]), soft_wrap=True)
-    if described["parameters_about"]:
-        console.print("\n" + escape(described["parameters_about"]), soft_wrap=True)
     if described["parameters"]:
         console.print("\nparameters")
         table = Table(box=None, show_header=False, pad_edge=False)
         for _ in range(3):
             table.add_column(overflow="fold")
         for row in described["parameters"]:
-            about = row["about"] + (" (changes speed only)" if row["tuning"] else "")
-            table.add_row(f"  {row['name']}", escape(row["default"]), escape(about or row["type"]))
+            about = (row["about"] or row["type"]) + (" Changes speed only." if row["tuning"] else "")
+            table.add_row(f"  {row['name']}", escape(row["default"]), escape(about))
         console.print(table)
 
 

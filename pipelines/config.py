@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -95,7 +95,11 @@ def build_pipeline(file: YamlFile) -> Pipeline:
     exports, labels, split = _exports(file, problems)
     if split is not None:
         drafts.append(Draft("split", "split", split, ("export", "split")))
-    built = [(draft, _build(file, draft, ontology, problems)) for draft in drafts]
+    built: list[tuple[Draft, Operator | None]] = []
+    for draft in drafts:
+        if draft.path == ("export", "split"):
+            draft = _with_groups(draft, built)
+        built.append((draft, _build(file, draft, ontology, problems)))
     _check_names(file, drafts, problems)
     steps: list[Step] = []
     if not problems:
@@ -127,6 +131,14 @@ class Draft:
     operator: str
     params: dict[str, Any]
     path: KeyPath
+
+
+def _with_groups(split: Draft, above: list[tuple[Draft, Operator | None]]) -> Draft:
+    """Images that a step above has put into one group stay in one split, unless the pipeline says otherwise."""
+    grouping = [draft.name for draft, operator in above if operator is not None and "group" in operator.writes().names]
+    if "group" in split.params or not grouping:
+        return split
+    return replace(split, params={**split.params, "group": f"{grouping[-1]}.group"})
 
 
 def _settings(file: YamlFile, problems: list[str]) -> Settings | None:

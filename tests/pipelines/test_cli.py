@@ -119,3 +119,11 @@ def test_every_operator_and_model_is_described() -> None:
         assert row["summary"], row["name"]
         assert row["name"] in labelmill("ops", row["name"]).output
     assert "clip-random" in labelmill("models").output
+
+
+def test_every_parameter_says_what_it_does() -> None:
+    for row in json.loads(labelmill("ops", "--json").stdout):
+        described = json.loads(labelmill("ops", row["name"], "--json").stdout)
+        for parameter in described["parameters"]:
+            assert parameter["about"], f"{row['name']}.{parameter['name']}"
+            assert parameter["type"] != "any", f"{row['name']}.{parameter['name']}"

@@ -163,3 +163,10 @@ def test_secrets_of_a_source_are_not_kept() -> None:
 def test_two_keeps_are_numbered() -> None:
     text = "name: a\nsource: data\nsteps:\n  - inspect\n  - keep: width > 1\n  - keep: height > 1\n"
     assert [step.name for step in load_pipeline(write(text)).steps] == ["inspect", "keep", "keep_2"]
+
+
+def test_duplicate_groups_stay_in_one_split() -> None:
+    steps = {step.name: step for step in load_pipeline(write(GOOD)).steps}
+    assert steps["split"].operator.params.group == "deduplicate.group"
+    without = load_pipeline(write(GOOD.replace("  - deduplicate: {keep: sharpest}\n", "")))
+    assert without.steps[-1].operator.params.group is None
