@@ -1,13 +1,13 @@
-"""Applies an operator to a shard: the one place that threads, batches, halves, bisects, checks and times.
+"""Applies operators to a shard: the one place that threads, batches, halves, bisects, checks and times.
 
-The Ray worker, the in-process runner and the tests all call `apply`.
+The Ray worker, the in-process runner and the tests all come through here.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +16,16 @@ import numpy as np
 import pyarrow as pa
 
 from operators.base import KEPT, Decision, ImageOperator, Operator, RowError, TableOperator, TableResult
+from operators.bisect import bisect, empty_accelerator_cache, failed
 from operators.columns import ContractError, RowValue, join_result, null_rows, step_table
 from operators.loading import ShardImages
 
-THREADS = 4
-"""Threads that prepare images ahead of the model, per worker. Decoding releases the GIL."""
+THREADS = 2
+"""Threads that prepare images ahead of the model, per worker on one core. Decoding releases the GIL."""
+
+
+CHUNK = 8
+"""Images that a thread prepares at a time, at most."""
 
 
 @dataclass(slots=True)
@@ -28,9 +33,10 @@ class Timing:
     """Where the seconds of one step on one shard went.
 
     Attributes:
-        wait: Waiting for prepared images: how much decoding and preparing did not hide behind the model.
+        wait: Waiting for prepared images: how much decoding and preparing did not hide behind the model. Steps that
+            are applied together share it.
         infer: In `infer` or `compute`.
-        total: From the call to the finished table.
+        total: From the call to the finished table; of steps that are applied together, each one's share.
     """
 
     wait: float = 0.0
@@ -54,119 +60,181 @@ class Worker:
         self.batch = self.operator.batch if isinstance(self.operator, ImageOperator) else 1
 
 
-def apply(
-    worker: Worker,
-    rows: pa.Table,
-    active: np.ndarray,
-    images: ShardImages | None = None,
-    threads: int = THREADS,
-    on_progress: Callable[[int], None] | None = None,
-) -> tuple[pa.Table, Timing]:
-    """Apply an ImageOperator or a TableOperator to one shard.
+@dataclass(slots=True)
+class Job:
+    """One operator with the rows of a shard that it is applied to.
 
-    Args:
+    Attributes:
         worker: The loaded operator.
         rows: `image_id`, `key` and the operator's read columns, one row per image of the shard.
         active: bool, one per row: the images still in play. The others are passed over.
+        on_progress: Told after every micro-batch how many images are done.
+    """
+
+    worker: Worker
+    rows: pa.Table
+    active: np.ndarray
+    on_progress: Callable[[int], None] | None = None
+
+
+def apply(job: Job, images: ShardImages | None = None, threads: int = THREADS) -> tuple[pa.Table, Timing]:
+    """Apply an ImageOperator or a TableOperator to one shard.
+
+    Args:
+        job: The operator and its rows.
         images: The shard's images; an ImageOperator needs them.
         threads: How many threads prepare.
-        on_progress: Told after every micro-batch how many images are done.
 
     Returns:
-        The step's table (see `operators.columns.step_schema`), one row per row of `rows`, in the same order; and
+        The step's table (see `operators.columns.step_schema`), one row per row of the shard, in the same order; and
         the time it took.
 
     Raises:
         ContractError: The operator gave columns or rows that its `writes()` does not promise.
     """
-    started = time.perf_counter()
-    timing = Timing()
-    indices = np.flatnonzero(active)
-    operator = worker.operator
+    operator = job.worker.operator
     if isinstance(operator, ImageOperator):
         if images is None:
             raise ContractError(f"{operator.name} needs images but was given none")
-        values = _run_images(worker, rows, indices, images, threads, timing, on_progress)
-        table = step_table(operator, rows.column("image_id"), indices, values)
-    elif isinstance(operator, TableOperator):
-        shown = rows.take(pa.array(indices))
-        infer_started = time.perf_counter()
-        result = _compute_rows(operator, shown)
-        timing.infer = time.perf_counter() - infer_started
-        table = join_result(operator, rows.column("image_id"), indices, result)
-    else:
+        return apply_together([job], images, threads)[0]
+    if not isinstance(operator, TableOperator):
         raise ContractError(f"{operator.name} must be an ImageOperator or a TableOperator to be applied to a shard")
+    timing, started = Timing(), time.perf_counter()
+    indices = np.flatnonzero(job.active)
+    result = _compute(operator, job.rows.take(pa.array(indices)))
+    timing.infer = time.perf_counter() - started
+    table = join_result(operator, job.rows.column("image_id"), indices, result)
     timing.total = time.perf_counter() - started
     return table, timing
 
 
-def _run_images(
-    worker: Worker,
-    rows: pa.Table,
-    indices: np.ndarray,
-    images: ShardImages,
-    threads: int,
-    timing: Timing,
-    on_progress: Callable[[int], None] | None,
-) -> list[RowValue]:
-    operator = worker.operator
-    assert isinstance(operator, ImageOperator)
-    values: list[RowValue] = [None] * len(indices)
-    waiting: dict[Hashable, list[tuple[int, Any]]] = defaultdict(list)
+def apply_together(jobs: Sequence[Job], images: ShardImages, threads: int = THREADS) -> list[tuple[pa.Table, Timing]]:
+    """Apply several ImageOperators to one shard in one pass: every image is decoded once and prepared for each.
 
-    def flush(bucket: Hashable) -> None:
-        batch = waiting.pop(bucket)
-        started = time.perf_counter()
-        for (position, _), value in zip(batch, _infer(worker, [item for _, item in batch]), strict=True):
-            values[position] = value
-        timing.infer += time.perf_counter() - started
-        if on_progress is not None:
-            on_progress(sum(value is not None for value in values))
+    The micro-batches of each operator, and so its results, are those that it would have alone.
 
+    Args:
+        jobs: Operators, none of which reads what another of them writes.
+        images: The shard's images.
+        threads: How many threads prepare.
+
+    Returns:
+        Table and time of each, as `apply` gives.
+
+    Raises:
+        ContractError: An operator gave columns or rows that its `writes()` does not promise.
+    """
     started = time.perf_counter()
-    for position, prepared in _prepare_ahead(worker, rows, indices, images, threads):
-        timing.wait += time.perf_counter() - started
-        if isinstance(prepared, Decision):
-            values[position] = prepared
-        else:
-            bucket = operator.bucket(prepared)
-            waiting[bucket].append((position, prepared))
-            if len(waiting[bucket]) >= worker.batch:
-                flush(bucket)
+    streams = [_Stream(job) for job in jobs]
+    wait, waiting = 0.0, time.perf_counter()
+    for prepared in _prepare_ahead(streams, images, threads):
+        wait += time.perf_counter() - waiting
+        for stream, item in zip(streams, prepared, strict=True):
+            stream.take(item)
+        waiting = time.perf_counter()
+    results = []
+    for stream in streams:
+        stream.finish()
+        operator, rows = stream.operator, stream.job.rows
+        table = step_table(operator, rows.column("image_id"), stream.indices, stream.values)
+        results.append((table, Timing(wait, stream.infer)))
+    shared = (time.perf_counter() - started - sum(stream.infer for stream in streams)) / len(streams)
+    for _, timing in results:
+        timing.total = timing.infer + shared
+    return results
+
+
+_ABSENT = object()
+
+
+class _Stream:
+    """Micro-batches of one operator while images come in."""
+
+    def __init__(self, job: Job) -> None:
+        operator = job.worker.operator
+        assert isinstance(operator, ImageOperator)
+        self.job, self.operator = job, operator
+        self.indices = np.flatnonzero(job.active)
+        self.values: list[RowValue] = []
+        self.infer = 0.0
+        self._waiting: dict[Hashable, list[tuple[int, Any]]] = defaultdict(list)
+        self._done = 0
+        self._columns = [(name, job.rows.column(name)) for name in job.rows.column_names]
+
+    def row(self, index: int) -> dict[str, Any]:
+        """What `prepare` is told of a row."""
+        return {name: column[index].as_py() for name, column in self._columns}
+
+    def take(self, item: Any) -> None:
+        """A prepared item, a failed decision, or _ABSENT for an image that the operator does not see."""
+        if item is _ABSENT:
+            return
+        position = len(self.values)
+        self.values.append(item if isinstance(item, Decision) else None)
+        if isinstance(item, Decision):
+            self._done += 1
+            return
+        bucket = self.operator.bucket(item)
+        self._waiting[bucket].append((position, item))
+        if len(self._waiting[bucket]) >= self.job.worker.batch:
+            self._flush(bucket)
+
+    def finish(self) -> None:
+        """Run the micro-batches that did not fill."""
+        for bucket in list(self._waiting):
+            self._flush(bucket)
+
+    def _flush(self, bucket: Hashable) -> None:
+        batch = self._waiting.pop(bucket)
         started = time.perf_counter()
-    for bucket in list(waiting):
-        flush(bucket)
-    return values
+        outputs = _infer(self.job.worker, [item for _, item in batch])
+        for (position, _), value in zip(batch, outputs, strict=True):
+            self.values[position] = value
+        self.infer += time.perf_counter() - started
+        self._done += len(batch)
+        if self.job.on_progress is not None:
+            self.job.on_progress(self._done)
 
 
-def _prepare_ahead(
-    worker: Worker, rows: pa.Table, indices: np.ndarray, images: ShardImages, threads: int
-) -> Iterator[tuple[int, Any]]:
-    """Prepared items, or failed decisions, in row order, while threads work two micro-batches ahead."""
-    operator = worker.operator
-    assert isinstance(operator, ImageOperator)
+def _prepare_ahead(streams: Sequence[_Stream], images: ShardImages, threads: int) -> Iterator[list[Any]]:
+    """For every image that some operator sees, in row order, what each `prepare` gave; threads work ahead."""
+    actives = np.stack([stream.job.active for stream in streams])
+    indices = np.flatnonzero(actives.any(axis=0)).tolist()
+    smallest = min(stream.job.worker.batch for stream in streams)
+    # A thread takes several images at a time: waking the other thread for each would cost more than it hides.
+    size = max(1, min(CHUNK, smallest // 2))
 
-    def prepare(index: int, row: dict[str, Any]) -> Any:
+    def prepare(index: int, rows: list[dict[str, Any] | None]) -> list[Any]:
         try:
-            return operator.prepare(images.get(index), row)
+            image = images.get(index)
         except Exception as error:
-            return failed(error)
+            return [_ABSENT if row is None else failed(error) for row in rows]
+        items: list[Any] = []
+        for stream, row in zip(streams, rows, strict=True):
+            try:
+                items.append(_ABSENT if row is None else stream.operator.prepare(image, row))
+            except Exception as error:
+                items.append(failed(error))
+        return items
 
-    row_columns = [rows.column(name) for name in rows.column_names]
-    ahead: deque[tuple[int, Future[Any]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix=f"prepare-{operator.name}") as pool:
+    def prepare_chunk(chunk: list[int]) -> list[list[Any]]:
+        return [
+            prepare(index, [stream.row(index) if stream.job.active[index] else None for stream in streams])
+            for index in chunk
+        ]
+
+    ahead: deque[Future[list[list[Any]]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="prepare") as pool:
         try:
-            for position, index in enumerate(indices.tolist()):
-                row = {name: column[index].as_py() for name, column in zip(rows.column_names, row_columns, strict=True)}
-                ahead.append((position, pool.submit(prepare, index, row)))
-                if len(ahead) > 2 * worker.batch + threads:
-                    first, future = ahead.popleft()
-                    yield first, future.result()
+            for start in range(0, len(indices), size):
+                ahead.append(pool.submit(prepare_chunk, indices[start : start + size]))
+                # Two of the smaller micro-batches: what waits here holds the largest model's input too.
+                if len(ahead) * size > 2 * smallest + threads:
+                    yield from ahead.popleft().result()
             while ahead:
-                first, future = ahead.popleft()
-                yield first, future.result()
+                yield from ahead.popleft().result()
         finally:
-            for _, future in ahead:
+            for future in ahead:
                 future.cancel()
 
 
@@ -184,12 +252,12 @@ def _infer(worker: Worker, items: list[Any]) -> list[RowValue]:
 
     def out_of_memory(part: list[Any]) -> None:
         worker.batch = max(1, min(worker.batch, (len(part) + 1) // 2))
-        _empty_accelerator_cache()
+        empty_accelerator_cache()
 
     return bisect(run, items, fail=lambda error: [failed(error)], on_memory=out_of_memory)
 
 
-def _compute_rows(operator: TableOperator, table: pa.Table) -> TableResult:
+def _compute(operator: TableOperator, table: pa.Table) -> TableResult:
     """Compute a shard; a row that makes it raise becomes `failed`, its neighbours are computed without it."""
 
     def run(part: pa.Table) -> list[tuple[int, TableResult]]:
@@ -209,68 +277,3 @@ def _compute_rows(operator: TableOperator, table: pa.Table) -> TableResult:
         decisions += result.decisions if result.decisions is not None else [KEPT] * count
     parts = [result.columns for _, result in results if result.columns is not None]
     return TableResult(pa.concat_tables(parts) if parts else None, decisions)
-
-
-def bisect(
-    run: Callable[[Any], list[Any]],
-    items: Any,
-    fail: Callable[[Exception], list[Any]],
-    on_memory: Callable[[Any], None] | None = None,
-) -> list[Any]:
-    """Run over all items at once; when that raises, over each half, down to single items.
-
-    Args:
-        run: Gives a list of results for a sliceable sequence of items.
-        items: A list or a pyarrow.Table with at least one row.
-        fail: Gives the result of a single item that raised.
-        on_memory: Told of the items that did not fit into memory.
-
-    Raises:
-        ContractError: From `run`: the operator is wrong, not the row.
-        RuntimeError: The accelerator is in a state that no retry in this process mends.
-    """
-    try:
-        return run(items)
-    except ContractError:
-        raise
-    except Exception as error:
-        if _accelerator_is_lost(error):
-            raise
-        if on_memory is not None and _out_of_memory(error):
-            on_memory(items)
-        if len(items) == 1:
-            return fail(error)
-    middle = len(items) // 2
-    first, second = (
-        (items.slice(0, middle), items.slice(middle))
-        if isinstance(items, pa.Table)
-        else (items[:middle], items[middle:])
-    )
-    return bisect(run, first, fail, on_memory) + bisect(run, second, fail, on_memory)
-
-
-def failed(error: Exception) -> Decision:
-    """The decision for a row that raised: a RowError speaks for itself, anything else is named by its type."""
-    text = str(error).strip()
-    reason = text if isinstance(error, RowError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
-    return Decision("failed", reason)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-
-
-def _accelerator_is_lost(error: Exception) -> bool:
-    text = str(error)
-    return isinstance(error, RuntimeError) and "CUDA error" in text and "out of memory" not in text
-
-
-def _empty_accelerator_cache() -> None:
-    import sys
-
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -30,6 +30,7 @@ class ShardImages:
         self._uris = uris
         self._fetch = fetch
         self._budget = budget_bytes
+        self.remember = True  # whether images will be asked for again
         self._kept: dict[int, DecodedImage | RowError] = {}
         self._lock = threading.Lock()
         self.seconds = 0.0
@@ -54,7 +55,7 @@ class ShardImages:
         size = 0 if isinstance(outcome, RowError) else outcome.pixels.nbytes + len(outcome.data)
         with self._lock:
             self.seconds += time.perf_counter() - started
-            if size <= self._budget:
+            if self.remember and size <= self._budget:
                 self._budget -= size
                 self._kept[row] = outcome
         if isinstance(outcome, RowError):

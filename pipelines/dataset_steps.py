@@ -12,30 +12,30 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
 
 from operators.base import DatasetOperator, TableResult
 from operators.columns import join_result
+from pipelines.layout import Layout, active_rows, column_of
+from pipelines.receipts import OnNews, Receipt, receipt_of
 from pipelines.shards import read_shard
 from pipelines.steps import Step
-from pipelines.work import Layout, Receipt, active_rows, column_of, load, receipt_of
+from pipelines.work import load
 
 GENERATION = b"labelmill.generation"
 
 
-def run_dataset_step(
-    layout: Layout, step: Step, shards: Iterable[int], on_receipt: Callable[[Receipt], None] | None = None
-) -> list[Receipt]:
+def run_dataset_step(layout: Layout, step: Step, shards: Iterable[int], on_news: OnNews | None = None) -> list[Receipt]:
     """Do what is not done yet of a dataset step; one receipt per shard.
 
     Args:
         layout: The run.
         step: Whose operator is a DatasetOperator. Every step that it depends on must be done for all shards.
         shards: All shards of the run.
-        on_receipt: Told of every receipt when its file is written.
+        on_news: Told of every receipt when its file is written.
     """
     operator = step.operator
     assert isinstance(operator, DatasetOperator)
@@ -46,7 +46,7 @@ def run_dataset_step(
     decided: list[int] = []
     for generation in sorted(generations):
         members = generations[generation]
-        started = time.perf_counter()
+        began, started = time.time(), time.perf_counter()
         if not done.issuperset(members):
             load(step)
             for shard, table in _compute(layout, step, operator, members, decided):
@@ -55,10 +55,10 @@ def run_dataset_step(
                 table = table.replace_schema_metadata({GENERATION: str(generation).encode()})
                 layout.store.write_table(layout.file(step.position, shard), table)
                 seconds = (time.perf_counter() - started) / max(1, len(members))
-                receipt = receipt_of(step, shard, table, seconds=seconds)
+                receipt = receipt_of(step, shard, table, seconds=seconds, began=began)
                 receipts.append(receipt)
-                if on_receipt is not None:
-                    on_receipt(receipt)
+                if on_news is not None:
+                    on_news(receipt)
         decided += members
     for shard in sorted(done):
         receipts.append(receipt_of(step, shard, layout.table(step.position, shard, ["decision"]), computed=False))

@@ -19,12 +19,12 @@ from pipelines.errors import UserError
 from pipelines.exports import exporter
 from pipelines.exports.base import ExportError, ExportImage
 from pipelines.exports.files import Output
+from pipelines.layout import Layout, column_of
 from pipelines.outcomes import outcomes
 from pipelines.shards import read_shard
 from pipelines.sources import Fetcher
 from pipelines.steps import ColumnError, Input, Step, resolve
 from pipelines.store import TEMPORARY
-from pipelines.work import Layout, column_of
 
 MARKER = "export.json"
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from operators.apply import THREADS
 from pipelines.dataset_steps import run_dataset_step
+from pipelines.layout import Layout
+from pipelines.receipts import OnNews
 from pipelines.sources import Fetcher
 from pipelines.steps import Step
-from pipelines.work import Layout, OnNews, ShardWorker, use_one_thread
+from pipelines.work import ShardWorker, use_one_thread
 
 
 def run_segment(

@@ -13,13 +13,13 @@ from rich.table import Table
 
 from pipelines.config import Pipeline, build_pipeline
 from pipelines.errors import UserError, nearest
+from pipelines.layout import Layout
 from pipelines.placement import place, segments
 from pipelines.run import PIPELINE_FILE, SUMMARY_FILE, Options, open_output, resources_here
 from pipelines.shards import known_shards, read_shard, take_in
 from pipelines.sources import open_source
 from pipelines.store import Store
 from pipelines.terminal import outcome_line
-from pipelines.work import Layout
 from pipelines.yaml_file import YamlFile
 
 

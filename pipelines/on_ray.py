@@ -16,15 +16,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.apply import THREADS
 from operators.columns import ContractError
 from operators.registry import is_built_in
 from pipelines.dataset_steps import run_dataset_step
 from pipelines.errors import UserError
+from pipelines.layout import Layout
 from pipelines.placement import Phase, Pool, Resources
+from pipelines.receipts import OnNews, Partial, Receipt
 from pipelines.sources import Fetcher
 from pipelines.steps import Step
-from pipelines.work import Layout, OnNews, Partial, Receipt, ShardWorker, use_one_thread
+from pipelines.work import ShardWorker, use_one_thread
 
 NO_PROGRESS_SECONDS = 600
 """Ray Data gives up when no task has finished for so long, rather than hang."""
@@ -98,9 +99,7 @@ def _gpu_memory_gb() -> float:
     return float(torch.cuda.get_device_properties(0).total_memory) / 1e9
 
 
-def run_phase(
-    layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetcher, on_news: OnNews, threads: int = THREADS
-) -> None:
+def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetcher, on_news: OnNews) -> None:
     """Run the pools of a phase over shards, as one Ray Data execution.
 
     Raises:
@@ -116,7 +115,7 @@ def run_phase(
         for pool in phase.pools:
             dataset = dataset.map_batches(
                 _PoolWorker,
-                fn_constructor_args=(layout, pool, fetch, threads, progress),
+                fn_constructor_args=(layout, pool, fetch, progress),
                 compute=ActorPoolStrategy(size=min(pool.workers, len(items)), max_tasks_in_flight_per_actor=2),
                 batch_size=None,
                 batch_format="pyarrow",
@@ -149,9 +148,9 @@ def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_news: OnNe
 class _PoolWorker:
     """One worker of a pool: an actor that takes a block with one shard number and hands it on."""
 
-    def __init__(self, layout: Layout, pool: Pool, fetch: Fetcher, threads: int, progress: Any) -> None:
+    def __init__(self, layout: Layout, pool: Pool, fetch: Fetcher, progress: Any) -> None:
         use_one_thread()
-        self._worker = ShardWorker(layout, pool.positions, fetch, threads)
+        self._worker = ShardWorker(layout, pool.positions, fetch, pool.threads)
         self._progress = progress
 
     def __call__(self, block: pa.Table) -> pa.Table:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.layout import Layout, active_rows
 from pipelines.shards import read_shard
-from pipelines.work import Layout, active_rows
 
 DECISIONS = pa.schema(
     [

@@ -44,6 +44,11 @@ class Pool:
     cpus: float
     gpus: float = 0.0
 
+    @property
+    def threads(self) -> int:
+        """Threads that prepare images. Beside a GPU they keep it fed; on a CPU a second one only contends for it."""
+        return max(1, int(self.cpus) * (2 if self.gpus else 1))
+
 
 @dataclass(frozen=True)
 class Phase:

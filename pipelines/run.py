@@ -17,13 +17,14 @@ from operators.ontology import Ontology
 from pipelines.config import Pipeline
 from pipelines.errors import UserError
 from pipelines.export_run import export_all, labels_column
+from pipelines.layout import Layout, column_of
 from pipelines.outcomes import summarise, write_json
 from pipelines.placement import Phase, Resources, place, segments
+from pipelines.receipts import OnNews, Partial, Receipt
 from pipelines.shards import Intake, iterate, take_in
 from pipelines.sources import Fetcher, Source, open_source
 from pipelines.steps import Step
 from pipelines.store import Store
-from pipelines.work import Layout, OnNews, Partial, Receipt
 
 PIPELINE_FILE = "pipeline.yaml"
 SUMMARY_FILE = "summary.json"
@@ -205,8 +206,6 @@ def export_classes(pipeline: Pipeline, layout: Layout, shards: dict[int, int], s
         return list(source.classes)
     found: set[str] = set()
     for shard, _ in iterate(layout.store, shards, ["image_id"]):
-        from pipelines.work import column_of
-
         for detections in column_of(layout, labels, shard).to_pylist():
             found.update(detection["class"] for detection in detections or [])
     return sorted(found)

@@ -13,10 +13,11 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.layout import Layout
 from pipelines.placement import Phase
+from pipelines.receipts import Partial, Receipt
 from pipelines.shards import Intake
 from pipelines.steps import Step
-from pipelines.work import Layout, Partial, Receipt
 
 PLAIN_SECONDS = 10.0
 """How often a plain line is printed for a step that is under way."""
@@ -66,8 +67,7 @@ class _Line:
         self.failed += receipt.failed
         if receipt.computed:
             self.computed += receipt.images
-            began = receipt.at - receipt.seconds
-            self.started = began if self.started is None else min(self.started, began)
+            self.started = receipt.began if self.started is None else min(self.started, receipt.began)
             self.last = max(self.last, receipt.at)
 
 

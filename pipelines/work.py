@@ -8,148 +8,31 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import pyarrow as pa
 
-from operators.apply import THREADS, Worker, apply
+from operators.apply import THREADS, Job, Timing, Worker, apply, apply_together
 from operators.base import OperatorError
 from operators.loading import ShardImages
 from pipelines.errors import UserError
-from pipelines.shards import read_shard, shard_name
+from pipelines.layout import Layout, active_rows, column_of
+from pipelines.receipts import OnNews, Partial, Receipt, receipt_of
+from pipelines.shards import read_shard
 from pipelines.sources import Fetcher
-from pipelines.steps import Input, Step
-from pipelines.store import Store
+from pipelines.steps import Step
 
 CACHE_BYTES = 512 * 2**20
 """Decoded images that one worker remembers of its current shard."""
 
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What one step did to one shard.
-
-    Attributes:
-        step: Name of the step.
-        shard: Number of the shard.
-        images: Rows of the shard.
-        seen, kept, dropped, duplicate, failed: Images that were in play, and what became of them.
-        computed: False where the file was there already.
-        seconds: Wall time; `wait` of it for prepared images, `infer` of it in the model.
-        at: Unix time when it was done.
-    """
-
-    step: str
-    shard: int
-    images: int
-    seen: int
-    kept: int
-    dropped: int
-    duplicate: int
-    failed: int
-    computed: bool = True
-    seconds: float = 0.0
-    wait: float = 0.0
-    infer: float = 0.0
-    at: float = 0.0
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Partial:
-    """How far a step is with a shard that it is working on.
-
-    Attributes:
-        step: Name of the step.
-        shard: Number of the shard.
-        images: Images done, in so many seconds.
-        at: Unix time.
-    """
-
-    step: str
-    shard: int
-    images: int
-    seconds: float
-    at: float
-
-
-OnNews = Callable[["Receipt | Partial"], None]
-"""Told of every receipt, and about once a second of what is under way."""
-
 PARTIAL_SECONDS = 1.0
 
 
-def receipt_of(step: Step, shard: int, table: pa.Table, **timing: float | bool) -> Receipt:
-    """Count a step's table."""
-    decisions = table.column("decision").to_pylist()
-    counts = {kind: decisions.count(kind) for kind in ("kept", "dropped", "duplicate", "failed")}
-    seen = sum(decision is not None for decision in decisions)
-    return Receipt(step.name, shard, table.num_rows, seen, **counts, at=time.time(), **timing)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a run keeps things: its store, its steps and the folder of each.
-
-    Attributes:
-        store: The run's directory.
-        steps: All steps of the pipeline.
-        folders: Folder of each step below ``steps/``, by position.
-    """
-
-    store: Store
-    steps: tuple[Step, ...]
-    folders: tuple[str, ...]
-
-    @classmethod
-    def of(cls, store: Store, steps: Sequence[Step]) -> Layout:
-        """Find the folders of the steps. One with the same fingerprint is the same step, whatever its place or name."""
-        there = {name.rpartition("-")[2]: name for name in store.names("steps")}
-        return cls(store, tuple(steps), tuple(there.get(step.fingerprint, step.folder) for step in steps))
-
-    def file(self, position: int, shard: int) -> str:
-        """The file of a step's result for a shard."""
-        return f"steps/{self.folders[position]}/{shard_name(shard)}"
-
-    def table(self, position: int, shard: int, columns: list[str] | None = None) -> pa.Table:
-        """A step's result for a shard. Raises FileNotFoundError where it is not done."""
-        return self.store.read_table(self.file(position, shard), columns)
-
-    def done(self, position: int) -> set[int]:
-        """The shards for which a step is done."""
-        from pipelines.shards import shard_numbers
-
-        return set(shard_numbers(self.store.names(f"steps/{self.folders[position]}")))
-
-
-def column_of(layout: Layout, source: Input, shard: int, tables: dict[int, pa.Table] | None = None) -> pa.ChunkedArray:
-    """The values of one column for the rows of a shard."""
-    if source.step is None:
-        return read_shard(layout.store, shard, [source.column]).column(0)
-    if tables and source.step in tables:
-        return tables[source.step].column(source.column)
-    return layout.table(source.step, shard, [source.column]).column(0)
-
-
-def active_rows(
-    layout: Layout, step: Step, shard: int, rows: int, tables: dict[int, pa.Table] | None = None
-) -> np.ndarray:
-    """Which images of a shard a step sees: those that every step it depends on has kept. bool, one per row."""
-    active = np.ones(rows, dtype=bool)
-    for position in step.depends:
-        decisions = column_of(layout, Input(position, "decision", pa.string()), shard, tables)
-        active &= np.array([decision == "kept" for decision in decisions.to_pylist()], dtype=bool)
-    return active
-
-
 class ShardWorker:
-    """Applies consecutive image and table steps to one shard after another.
+    """Applies image and table steps to one shard after another.
 
-    Operators are loaded when the first shard needs them, so a worker with nothing to do costs nothing.
+    Operators are loaded when the first shard needs them, all before any image is read: a worker with nothing to do
+    costs nothing, and a model that cannot be built is found at once.
     """
 
     def __init__(
@@ -161,57 +44,92 @@ class ShardWorker:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._layout = layout
-        self._positions = tuple(positions)
+        self._steps = [layout.steps[position] for position in positions]
         self._fetch = fetch
         self._threads = threads
         self._cache_bytes = cache_bytes
         self._workers: dict[int, Worker] = {}
 
     def run(self, shard: int, on_news: OnNews | None = None) -> list[Receipt]:
-        """Do what is not done yet of the steps for a shard, in order; one receipt per step."""
-        layout, receipts = self._layout, []
-        rows = read_shard(layout.store, shard, ["image_id", "key", "uri"])
-        images = ShardImages(rows.column("uri").to_pylist(), self._fetch, self._cache_bytes)
-        tables: dict[int, pa.Table] = {}
-        for position in self._positions:
-            step = layout.steps[position]
-            if layout.store.exists(layout.file(position, shard)):
-                table = layout.table(position, shard, ["decision"])
-                receipt = receipt_of(step, shard, table, computed=False)
+        """Do what is not done yet of the steps for a shard; one receipt per step."""
+        tell = on_news or (lambda news: None)
+        receipts, waiting = [], []
+        for step in self._steps:
+            file = self._layout.file(step.position, shard)
+            if self._layout.store.exists(file):
+                table = self._layout.table(step.position, shard, ["decision"])
+                receipts.append(receipt_of(step, shard, table, computed=False))
+                tell(receipts[-1])
             else:
-                table, receipt = self._compute(step, shard, rows, images, tables, on_news)
-                tables[position] = table
-            receipts.append(receipt)
-            if on_news is not None:
-                on_news(receipt)
-        return receipts
+                waiting.append(step)
+        if waiting:
+            for step in waiting:
+                self._worker(step)
+            work = _Shard(self._layout, shard, self._fetch, self._cache_bytes)
+            order = list(waves(waiting))
+            for number, wave in enumerate(order):
+                work.images.remember = any(later[0].is_image for later in order[number + 1 :])
+                receipts += self._run_wave(work, wave, tell)
+        return sorted(receipts, key=lambda receipt: self._layout.position(receipt.step))
 
-    def _compute(
-        self,
-        step: Step,
-        shard: int,
-        rows: pa.Table,
-        images: ShardImages,
-        tables: dict[int, pa.Table],
-        on_news: OnNews | None,
-    ) -> tuple[pa.Table, Receipt]:
+    def _run_wave(self, work: _Shard, wave: Sequence[Step], tell: OnNews) -> list[Receipt]:
+        began = time.time()
+        jobs = [work.job(step, self._worker(step), _at_intervals(tell, step.name, work.shard)) for step in wave]
+        if wave[0].is_image:
+            results = apply_together(jobs, work.images, self._threads)
+        else:
+            results = [apply(job) for job in jobs]
+        return [self._commit(work, step, *result, began, tell) for step, result in zip(wave, results, strict=True)]
+
+    def _commit(self, work: _Shard, step: Step, table: pa.Table, timing: Timing, began: float, tell: OnNews) -> Receipt:
         started = time.perf_counter()
-        layout = self._layout
-        shown = rows.select(["image_id", "key"])
-        for reference, source in step.inputs.items():
-            shown = shown.append_column(reference, column_of(layout, source, shard, tables))
-        active = active_rows(layout, step, shard, rows.num_rows, tables)
-        on_progress = None if on_news is None else _at_intervals(on_news, step.name, shard)
-        table, timing = apply(self._worker(step), shown, active, images, self._threads, on_progress)
-        layout.store.write_table(layout.file(step.position, shard), table)
-        seconds = time.perf_counter() - started
-        return table, receipt_of(step, shard, table, seconds=seconds, wait=timing.wait, infer=timing.infer)
+        self._layout.store.write_table(self._layout.file(step.position, work.shard), table)
+        work.tables[step.position] = table
+        seconds = timing.total + time.perf_counter() - started
+        receipt = receipt_of(
+            step, work.shard, table, seconds=seconds, wait=timing.wait, infer=timing.infer, began=began
+        )
+        tell(receipt)
+        return receipt
 
     def _worker(self, step: Step) -> Worker:
         if step.position not in self._workers:
             load(step)
             self._workers[step.position] = Worker(step.operator)
         return self._workers[step.position]
+
+
+class _Shard:
+    """One shard while a worker is on it: its rows, its images, and the tables computed so far."""
+
+    def __init__(self, layout: Layout, shard: int, fetch: Fetcher, cache_bytes: int) -> None:
+        self.layout, self.shard = layout, shard
+        self.rows = read_shard(layout.store, shard, ["image_id", "key", "uri"])
+        self.images = ShardImages(self.rows.column("uri").to_pylist(), fetch, cache_bytes)
+        self.tables: dict[int, pa.Table] = {}
+
+    def job(self, step: Step, worker: Worker, on_progress: Callable[[int], None]) -> Job:
+        """A step's operator with the rows and columns that it sees."""
+        shown = self.rows.select(["image_id", "key"])
+        for reference, source in step.inputs.items():
+            shown = shown.append_column(reference, column_of(self.layout, source, self.shard, self.tables))
+        active = active_rows(self.layout, step, self.shard, self.rows.num_rows, self.tables)
+        return Job(worker, shown, active, on_progress)
+
+
+def waves(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """Steps in an order in which each comes after those it depends on, image steps together where they can be.
+
+    Image steps that do not depend on each other are one wave, so that an image is decoded once for all of them.
+    """
+    waiting = list(steps)
+    while waiting:
+        open_positions = {step.position for step in waiting}
+        ready = [step for step in waiting if not open_positions & set(step.depends)]
+        tables = [step for step in ready if not step.is_image]
+        wave = tables[:1] or ready
+        yield wave
+        waiting = [step for step in waiting if step not in wave]
 
 
 def load(step: Step) -> None:

@@ -114,7 +114,7 @@ def time_mill(pipeline: Path, output: Path, workers: int) -> dict[str, float]:
         raise SystemExit("labelmill run failed")
     ended = time.time()
     receipts = [json.loads(line) for line in (output / "events.jsonl").read_text().splitlines()]
-    first = min(receipt["at"] - receipt["seconds"] for receipt in receipts)
+    first = min(receipt["began"] for receipt in receipts)
     last = max(receipt["at"] for receipt in receipts)
     images = sum(receipt["images"] for receipt in receipts if receipt["step"] == receipts[0]["step"])
     return {

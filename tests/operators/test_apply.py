@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.apply import Worker, apply, bisect
+from operators.apply import Job, Worker, apply, apply_together
 from operators.base import DatasetOperator, RowError
+from operators.bisect import bisect
 from operators.columns import ContractError, step_schema, to_array
 from operators.loading import ShardImages
 from tests.drawing import encode, noise
@@ -33,7 +34,7 @@ def rows(**columns: list[object]) -> pa.Table:
 
 def run(operator: Brightness, active: np.ndarray | None = None) -> pa.Table:
     shown = np.ones(COUNT, dtype=bool) if active is None else active
-    return apply(Worker(operator), rows(), shown, images())[0]
+    return apply(Job(Worker(operator), rows(), shown), images())[0]
 
 
 def brightness(**params: object) -> Brightness:
@@ -71,7 +72,7 @@ def test_an_unreadable_image_fails_alone() -> None:
             raise RowError("the file is gone")
         return b"" if uri == "mem/4" else FILES[uri]
 
-    table, _ = apply(Worker(brightness()), rows(), np.ones(COUNT, dtype=bool), ShardImages(list(FILES), broken))
+    table, _ = apply(Job(Worker(brightness()), rows(), np.ones(COUNT, dtype=bool)), ShardImages(list(FILES), broken))
     decisions = table.column("decision").to_pylist()
     assert [index for index, decision in enumerate(decisions) if decision == "failed"] == [2, 4]
     assert table.column("decision.reason")[2].as_py() == "the file is gone"
@@ -79,7 +80,7 @@ def test_an_unreadable_image_fails_alone() -> None:
 
 def test_halves_the_batch_for_good_when_memory_runs_out() -> None:
     worker = Worker(brightness(batch=8, memory=2))
-    table, _ = apply(worker, rows(), np.ones(COUNT, dtype=bool), images())
+    table, _ = apply(Job(worker, rows(), np.ones(COUNT, dtype=bool)), images())
     assert table.column("decision").to_pylist() == ["kept"] * COUNT
     assert worker.batch == 2
     assert table.equals(run(brightness(batch=1)))
@@ -97,11 +98,11 @@ def test_one_image_that_does_not_fit_into_memory_fails() -> None:
 )
 def test_a_broken_contract_stops_the_run(how: str, message: str) -> None:
     with pytest.raises(ContractError, match=message):
-        apply(Worker(Wrong(Wrong.Params(how=how))), rows(), np.ones(COUNT, dtype=bool), images())
+        apply(Job(Worker(Wrong(Wrong.Params(how=how))), rows(), np.ones(COUNT, dtype=bool)), images())
 
 
 def test_a_value_of_another_type_fails_its_row() -> None:
-    table, _ = apply(Worker(Wrong(Wrong.Params(how="type"))), rows(), np.ones(COUNT, dtype=bool), images())
+    table, _ = apply(Job(Worker(Wrong(Wrong.Params(how="type"))), rows(), np.ones(COUNT, dtype=bool)), images())
     assert table.column("decision").to_pylist() == ["failed"] + ["kept"] * (COUNT - 1)
     assert "'number' must be int32" in table.column("decision.reason")[0].as_py()
 
@@ -137,7 +138,7 @@ def test_table_operator_scatters_its_rows_and_isolates_a_bad_one() -> None:
     values = [float(10 * index) for index in range(COUNT)]
     active = np.array([index != 4 for index in range(COUNT)])
     operator = Threshold(Threshold.Params(at_least=50, fail=(3,)))
-    table, _ = apply(Worker(operator), rows(brightness=values), active)
+    table, _ = apply(Job(Worker(operator), rows(brightness=values), active))
     assert table.schema.equals(step_schema(operator))
     decisions = table.column("decision").to_pylist()
     assert decisions == ["dropped", "dropped", "failed", "dropped", None, *["kept"] * (COUNT - 5)]
@@ -148,7 +149,7 @@ def test_table_operator_scatters_its_rows_and_isolates_a_bad_one() -> None:
 
 @pytest.mark.parametrize("operator", [brightness(), Threshold(Threshold.Params())])
 def test_no_active_row_gives_a_table_of_nulls(operator: Brightness | Threshold) -> None:
-    table, _ = apply(Worker(operator), rows(brightness=[0.0] * COUNT), np.zeros(COUNT, dtype=bool), images())
+    table, _ = apply(Job(Worker(operator), rows(brightness=[0.0] * COUNT), np.zeros(COUNT, dtype=bool)), images())
     assert table.schema.equals(step_schema(operator))
     assert all(table.column(name).null_count == COUNT for name in table.column_names[1:])
 
@@ -168,7 +169,7 @@ def test_preparing_runs_in_threads_ahead_of_the_model() -> None:
             assert release.wait(10), "nothing was prepared while the model ran"
             return super().infer(items)
 
-    table, _ = apply(Worker(Slow(Slow.Params(batch=2))), rows(), np.ones(COUNT, dtype=bool), images())
+    table, _ = apply(Job(Worker(Slow(Slow.Params(batch=2))), rows(), np.ones(COUNT, dtype=bool)), images())
     assert table.column("decision").to_pylist() == ["kept"] * COUNT
     assert "MainThread" not in seen
     assert len(seen) > 1
@@ -184,8 +185,8 @@ def test_images_are_decoded_once_within_the_budget_and_again_beyond_it() -> None
     for budget, expected in ((10**9, COUNT), (0, 2 * COUNT)):
         calls.clear()
         shard = ShardImages(list(FILES), counting, budget)
-        first, _ = apply(Worker(brightness()), rows(), np.ones(COUNT, dtype=bool), shard)
-        again, _ = apply(Worker(brightness()), rows(), np.ones(COUNT, dtype=bool), shard)
+        first, _ = apply(Job(Worker(brightness()), rows(), np.ones(COUNT, dtype=bool)), shard)
+        again, _ = apply(Job(Worker(brightness()), rows(), np.ones(COUNT, dtype=bool)), shard)
         assert len(calls) == expected
         assert first.equals(again)
 
@@ -208,4 +209,31 @@ def test_dataset_operators_are_not_applied_to_a_shard() -> None:
             raise AssertionError
 
     with pytest.raises(ContractError, match="ImageOperator or a TableOperator"):
-        apply(Worker(Whole(Whole.Params())), rows(), np.ones(COUNT, dtype=bool))
+        apply(Job(Worker(Whole(Whole.Params())), rows(), np.ones(COUNT, dtype=bool)))
+
+
+def test_operators_applied_together_give_what_each_gives_alone_and_decode_once() -> None:
+    calls: list[str] = []
+
+    def counting(uri: str) -> bytes:
+        calls.append(uri)
+        if uri == "mem/5":
+            raise RowError("the file is gone")
+        return FILES[uri]
+
+    operators = [
+        brightness(batch=2, fail_in_prepare=(3,)),
+        brightness(batch=5, scale=2.0, fail_in_infer=(9,), memory=3),
+    ]
+    actives = [np.arange(COUNT) % 4 != 1, np.arange(COUNT) % 3 != 2]
+    alone = [
+        apply(Job(Worker(operator), rows(), active), ShardImages(list(FILES), counting))[0]
+        for operator, active in zip(operators, actives, strict=True)
+    ]
+    calls.clear()
+    jobs = [Job(Worker(operator), rows(), active) for operator, active in zip(operators, actives, strict=True)]
+    shard = ShardImages(list(FILES), counting)
+    shard.remember = False
+    together = apply_together(jobs, shard)
+    assert [table for table, _ in together] == alone
+    assert sorted(calls) == sorted(np.array(list(FILES))[actives[0] | actives[1]])

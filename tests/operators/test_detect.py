@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from operators.apply import Worker, apply
+from operators.apply import Job, Worker, apply
 from operators.base import OperatorError, RowError
 from operators.detect import Detect, Found, Item
 from operators.engines import grounding_dino_model as engine
@@ -369,7 +369,7 @@ def test_a_shard_of_mixed_sizes_is_what_its_images_are(operator: Detect) -> None
     rows = pa.table({"image_id": range(1, 9), "key": [str(row) for row in range(8)]})
     rows = rows.set_column(0, "image_id", rows.column("image_id").cast(pa.int64()))
     shard = ShardImages([str(row) for row in range(8)], lambda uri: data[int(uri)])
-    table, _ = apply(Worker(operator), rows, np.array([True] * 8), shard)
+    table, _ = apply(Job(Worker(operator), rows, np.array([True] * 8)), shard)
     assert table.column("decision").to_pylist() == ["kept"] * 6 + ["failed"] * 2
     assert "too long and thin" in table.column("decision.reason")[6].as_py()
     found = table.column("detections")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.apply import Worker, apply
+from operators.apply import Job, Worker, apply
 from operators.base import KEPT, Decision, OperatorError, RowError
 from operators.keep import Keep
 from operators.schemas import DETECTIONS, embedding
@@ -190,7 +190,7 @@ def test_long_values_are_cut() -> None:
 def test_a_row_that_cannot_be_computed_fails_alone() -> None:
     operator = keep("cast(text as int) > 10")
     operator.check(types(operator))
-    table, _ = apply(Worker(operator), shown(operator), np.ones(4, dtype=bool))
+    table, _ = apply(Job(Worker(operator), shown(operator), np.ones(4, dtype=bool)))
     assert table.column("decision").to_pylist() == ["kept", "failed", "dropped", "dropped"]
     reasons = table.column("decision.reason").to_pylist()
     assert "'x'" in reasons[1] and "cast(text as int) > 10" in reasons[1]
@@ -200,7 +200,7 @@ def test_a_row_that_cannot_be_computed_fails_alone() -> None:
 
 def test_overflow_fails_the_row() -> None:
     operator = keep("image_id * 4611686018427387904 > 0")
-    table, _ = apply(Worker(operator), shown(operator), np.ones(4, dtype=bool))
+    table, _ = apply(Job(Worker(operator), shown(operator), np.ones(4, dtype=bool)))
     assert table.column("decision").to_pylist() == ["kept", "failed", "failed", "failed"]
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.apply import Worker, apply
+from operators.apply import Job, Worker, apply
 from operators.base import KEPT, OperatorError
 from operators.ontology import Ontology
 from operators.schemas import DETECTIONS
@@ -128,7 +128,7 @@ def test_an_invalid_detection_goes_and_harms_nobody(bad: Any, reason: str) -> No
 def test_without_objects_an_image_is_kept_and_unseen_it_fails() -> None:
     operator = Select(Select.Params())
     images = table([], None, [box(0, 0, 9, 9, score=0.1)], [box(0, 0, 9, 9)])
-    found, _ = apply(Worker(operator), images, np.ones(4, bool))
+    found, _ = apply(Job(Worker(operator), images, np.ones(4, bool)))
     assert found.column("decision").to_pylist() == ["kept", "failed", "kept", "kept"]
     assert "nobody looked" in found.column("decision.reason")[1].as_py()
     assert [item if item is None else len(item) for item in found.column("detections").to_pylist()] == [0, None, 0, 1]

@@ -9,11 +9,12 @@ import pytest
 
 from operators.images import decode
 from pipelines.dataset_steps import run_dataset_step
+from pipelines.layout import Layout
 from pipelines.shards import take_in
 from pipelines.sources import Fetcher, SourceSpec, open_source
 from pipelines.steps import Step, chain
 from pipelines.store import Store
-from pipelines.work import Layout, ShardWorker
+from pipelines.work import ShardWorker
 from tests.drawing import encode, folder_of_images, noise
 from tests.pipelines.test_run import tree
 from tests.toys import Brightness, Rank, Threshold, logged

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines.dataset_steps import run_dataset_step
+from pipelines.layout import Layout
 from pipelines.outcomes import SumsError, summarise
-from pipelines.work import Layout
 from tests.pipelines.test_dataset_steps import prepared
 
 
