@@ -210,4 +210,10 @@ def draw_world(out: Path, images: int, seed: int, console: Console) -> None:
     with Progress(console=console) as progress:
         task = progress.add_task(f"drawing {images:,} images", total=images)
         summary = write_world(out, images, seed, progress=lambda done, _: progress.update(task, completed=done))
-    console.print(escape(str(summary)))
+    things = (f"{getattr(summary, name):,} {name}" for name in ("objects", "words", "faces", "signs"))
+    console.print(f"{summary.images:,} images with {', '.join(things)}")
+    for name in ("duplicates", "defects"):
+        kinds = getattr(summary, name)
+        counts = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items() if number)
+        console.print(f"{sum(kinds.values()):,} {name}{f': {counts}' if counts else ''}")
+    console.print(f"source  {escape(str(out / 'images'))}\ntruth   {escape(str(out / 'truth'))}", soft_wrap=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -71,7 +72,8 @@ def _start_local(cpus: int | None, common: dict[str, Any]) -> None:
 
     for attempts_left in (2, 1, 0):
         try:
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+            with _no_stderr(not common["log_to_driver"]):
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
             return
         except Exception as error:
             ray.shutdown()
@@ -79,6 +81,23 @@ def _start_local(cpus: int | None, common: dict[str, Any]) -> None:
                 raise
             if not attempts_left:
                 raise UserError("Ray did not start within three times 30 s; is the machine overloaded?") from error
+
+
+@contextmanager
+def _no_stderr(quiet: bool) -> Iterator[None]:
+    """Ray's C++ part announces its log level there before it obeys it."""
+    if not quiet:
+        yield
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def cluster_resources(steps: Sequence[Step]) -> Resources:
@@ -206,8 +225,6 @@ def _progress(on_news: OnNews) -> Iterator[Any]:
 
 def _ship_user_code(steps: Sequence[Step]) -> None:
     """Modules of the user's own operators travel with the classes, so that every worker has them."""
-    import sys
-
     from ray import cloudpickle
 
     for step in steps:

@@ -52,7 +52,7 @@ class Fetcher:
         except KeyError as error:
             raise RowError(f"{uri} must name {error} after # but does not") from error
         if not value:
-            raise RowError(f"the image is empty: {uri}")
+            raise RowError(f"the file is empty: {uri}")
         return value
 
     def _part(self, location: str, fields: dict[str, str]) -> bytes | str | None:

@@ -118,7 +118,7 @@ def test_plain_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         f"{tmp_path}/a.jpg/b.jpg": "the file is gone",
         f"{tmp_path}": "must be a file but is a folder",
         f"{tmp_path}/pipe.jpg": "must be a file but is a folder or a device",
-        f"{tmp_path}/empty.jpg": "the image is empty",
+        f"{tmp_path}/empty.jpg": "the file is empty",
         f"{tmp_path}/a%00b.jpg": "cannot be read",
         f"{tmp_path}/a.jpg#offset=3&length=9": "is cut short: 2 of 9 bytes",
         f"{tmp_path}/a.jpg#offset=3": "must name 'length'",

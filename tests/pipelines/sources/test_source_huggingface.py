@@ -138,7 +138,7 @@ def test_bad_objects_are_named(tmp_path: Path) -> None:
     for entry in (second, third):
         assert boxes(entry) == [("stop sign", 1, 2, 4, 6)]
         assert "width and height are not known" in (entry.problem or "")
-    with pytest.raises(RowError, match="the image is empty"):
+    with pytest.raises(RowError, match="the file is empty"):
         Fetcher()(third.uri)
 
 

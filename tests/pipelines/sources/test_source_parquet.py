@@ -146,7 +146,7 @@ def test_cells_that_point_at_files_or_hold_nothing(tmp_path: Path) -> None:
     fetcher = Fetcher()
     assert fetcher(entries[0].uri) == picture(1)
     for entry in entries[1:]:
-        with pytest.raises(RowError, match="the image is empty"):
+        with pytest.raises(RowError, match="the file is empty"):
             fetcher(entry.uri)
 
 
