@@ -32,6 +32,10 @@ NO_PROGRESS_SECONDS = 600
 """Ray Data gives up when no task has finished for so long, rather than hang."""
 
 
+MAX_RETRIES = 4
+"""How often a shard is given to another worker after one died on it. Ray Data itself would go on for ever."""
+
+
 @contextmanager
 def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterator[None]:
     """Connect to a cluster, or start one on this machine and stop it at the end.
@@ -140,6 +144,7 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
                 batch_format="pyarrow",
                 num_cpus=pool.cpus,
                 num_gpus=pool.gpus or None,
+                max_task_retries=MAX_RETRIES,
             )
         try:
             for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -235,10 +240,17 @@ def _ship_user_code(steps: Sequence[Step]) -> None:
 
 def _cause(error: BaseException) -> BaseException:
     """The exception that a worker raised, out of Ray's wrappers."""
+    from ray.exceptions import RayActorError
+
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, (ContractError, UserError)):
             return seen
+        if isinstance(seen, RayActorError):
+            return UserError(
+                f"workers died {MAX_RETRIES + 1} times on the same shard: out of memory, or a library crashed. What "
+                "was finished is kept. Try fewer --workers or a smaller `batch`; --inline shows the crash"
+            )
         inner = getattr(seen, "cause", None)
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     return error

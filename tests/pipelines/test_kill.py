@@ -62,24 +62,30 @@ def kill_at(process: subprocess.Popen[bytes], output: str, files: int, wait: flo
     time.sleep(wait)
     if process.poll() is not None:
         return False
-    process.kill()
-    process.wait()
+    kill(process)
     return True
 
 
-def wait_for_orphans(before: set[int]) -> None:
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL the driver; what it has started must end by itself."""
+    family = children(process)
+    process.kill()
+    process.wait()
+    wait_for_orphans(family)
+
+
+def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Everything that a process has started."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def wait_for_orphans(family: list[psutil.Process]) -> None:
     """Ray's processes end by themselves when their driver is gone."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        alive = [p for p in psutil.process_iter(["name", "cmdline"]) if p.pid not in before and _is_ray(p)]
-        if not alive:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"still there a minute after the driver was killed: {alive}")
-
-
-def _is_ray(process: psutil.Process) -> bool:
-    return any("raylet" in part or "gcs_server" in part for part in (process.info["cmdline"] or [])[:1])
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive, f"still there a minute after the driver was gone: {alive}"
 
 
 @pytest.mark.slow
@@ -97,7 +103,6 @@ def test_killed_and_started_again_gives_the_same_bytes_and_computes_nothing_twic
     generator = np.random.default_rng(7)
     pipeline, log = write("p.yaml", "run"), Path("run.log")
     total = committed("whole")
-    before = {process.pid for process in psutil.process_iter()}
     done_before: set[int] = set()
     killed = 0
     for attempt in range(kills):
@@ -105,7 +110,6 @@ def test_killed_and_started_again_gives_the_same_bytes_and_computes_nothing_twic
         process = start(pipeline, *flags)
         files = int(generator.integers(0, max(2, total // kills)))
         killed += kill_at(process, "run", files, wait=float(generator.uniform(0, 0.05)))
-        wait_for_orphans(before)
         assert not done_before & set(logged(log)[calls:]), f"attempt {attempt} computed a finished shard again"
         done_before = finished_images("run")
     assert killed == kills, "some runs ended before they were killed"
@@ -113,9 +117,7 @@ def test_killed_and_started_again_gives_the_same_bytes_and_computes_nothing_twic
     process = start(pipeline, *flags)
     while not list(Path("run").glob("exports/.tmp-*")) and process.poll() is None:
         time.sleep(0.001)
-    process.kill()
-    process.wait()
-    wait_for_orphans(before)
+    kill(process)
     assert not done_before & set(logged(log)[calls:])
     done_before = finished_images("run")
 
@@ -134,17 +136,17 @@ def test_killed_and_started_again_gives_the_same_bytes_and_computes_nothing_twic
 @pytest.mark.parametrize("flags", [("--inline",), ("--workers", "2")], ids=["inline", "ray"])
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(flags: tuple[str, ...]) -> None:
     folder_of_images(Path("data"), IMAGES)
-    before = {process.pid for process in psutil.process_iter()}
     process = start(write("p.yaml", "run"), *flags)
     deadline = time.monotonic() + 120
     while committed("run") < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
+    family = children(process)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     told = errors.decode()
     assert "Traceback" not in told
     assert "Go on with: labelmill run p.yaml" in told
-    wait_for_orphans(before)
+    wait_for_orphans(family)
     again = start(Path("p.yaml"), *flags)
     assert again.wait(timeout=180) == 0
