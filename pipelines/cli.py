@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -88,6 +89,7 @@ def run(
     from pipelines.terminal import TerminalReporter
 
     loaded = load_pipeline(pipeline, set_)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
     reporter = TerminalReporter(_console(stderr=as_json))
     again = f"labelmill run {' '.join(_quote(word) for word in [pipeline, *(f'--set={item}' for item in set_ or [])])}"
     try:

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,10 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
         else:
             # Workers of a local cluster inherit the environment, and so find this checkout wherever it is.
             checkout = str(Path(__file__).resolve().parent.parent)
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH", "")]))
+            known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+            os.environ["PYTHONPATH"] = os.pathsep.join(
+                [checkout, *(path for path in known if path not in ("", checkout))]
+            )
             _start_local(cpus, common)
     except ConnectionError as error:
         raise UserError(f"there is no Ray cluster at {address}: {error}") from error
@@ -144,7 +147,7 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
                 batch_format="pyarrow",
                 num_cpus=pool.cpus,
                 num_gpus=pool.gpus or None,
-                max_task_retries=MAX_RETRIES,
+                ray_remote_args_fn=_retries,
             )
         try:
             for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -167,6 +170,10 @@ def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_news: OnNe
             ray.get(ray.remote(num_cpus=1, max_retries=3)(work).remote())
         except Exception as error:
             raise _cause(error) from None
+
+
+def _retries() -> dict[str, int]:
+    return {"max_task_retries": MAX_RETRIES}
 
 
 class _PoolWorker:
@@ -199,10 +206,15 @@ class _Progress:
 
 @contextmanager
 def _progress(on_news: OnNews) -> Iterator[Any]:
-    """An actor for news, and a thread that passes it on; the last of it before the block is left."""
-    import ray
+    """An actor for news, and a thread that passes it on; the last of it before the block is left.
 
-    actor: Any = ray.remote(num_cpus=0)(_Progress).remote()
+    News is for the eye and for events.jsonl: a run whose news is lost goes on, since what is done is told by files.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    beside_me: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(num_cpus=0, scheduling_strategy=beside_me)(_Progress).remote()
     stop = threading.Event()
 
     def drain() -> None:
@@ -222,7 +234,8 @@ def _progress(on_news: OnNews) -> Iterator[Any]:
         yield actor
         stop.set()
         thread.join()
-        drain()
+        with suppress(ray.exceptions.RayError):
+            drain()
     finally:
         stop.set()
         ray.kill(actor)

@@ -31,6 +31,8 @@ def start(pipeline: Path, *flags: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        # A shell that starts the tests in the background lets them, and so this process, ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
@@ -133,15 +135,19 @@ def test_killed_and_started_again_gives_the_same_bytes_and_computes_nothing_twic
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [("--inline",), ("--workers", "2")], ids=["inline", "ray"])
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(flags: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("flags", "stop"),
+    [(("--inline",), signal.SIGINT), (("--workers", "2"), signal.SIGINT), (("--inline",), signal.SIGTERM)],
+    ids=["inline", "ray", "terminated"],
+)
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(flags: tuple[str, ...], stop: signal.Signals) -> None:
     folder_of_images(Path("data"), IMAGES)
     process = start(write("p.yaml", "run"), *flags)
     deadline = time.monotonic() + 120
     while committed("run") < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     family = children(process)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, stop)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     told = errors.decode()
