@@ -67,6 +67,11 @@ def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, A
         UserError: The source, the output or a model is not what it must be.
     """
     store = open_output(pipeline)
+    with store.locked():
+        return _run(pipeline, store, options, reporter)
+
+
+def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter) -> dict[str, Any]:
     source, fetch = _open(pipeline)
     store.clean()
     intake = take_in(source, store, pipeline.settings.shard_size)

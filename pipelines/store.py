@@ -6,11 +6,16 @@ import io
 import os
 import posixpath
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, cast
 
 import pyarrow as pa
 
+from pipelines.errors import UserError
+
 TEMPORARY = ".tmp-"
+LOCK = ".lock"
 
 
 class Store:
@@ -56,13 +61,13 @@ class Store:
         return bool(self.fs.exists(self.path(name)))
 
     def names(self, folder: str = "") -> list[str]:
-        """Names of the files and folders directly below a folder, sorted; temporary ones left out."""
+        """Names of the files and folders directly below a folder, sorted; hidden and temporary ones left out."""
         try:
             found = self.fs.ls(self.path(folder), detail=False)
         except FileNotFoundError:
             return []
         names = {posixpath.basename(str(path).rstrip("/")) for path in found}
-        return sorted(name for name in names if name and not name.startswith(TEMPORARY))
+        return sorted(name for name in names if name and not name.startswith("."))
 
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError where there is none."""
@@ -101,6 +106,26 @@ class Store:
             os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
             return open(self.path(name), "ab")
         return _Upload(self, name)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for one driver. The lock ends with the process, however that ends. Local only.
+
+        Raises:
+            UserError: Another process holds it.
+        """
+        if not self.is_local or os.name != "posix":
+            yield
+            return
+        import fcntl
+
+        os.makedirs(self.path(), exist_ok=True)
+        with open(os.path.join(self.path(), LOCK), "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another run is at work in {self.address()}; wait for it, or stop it") from None
+            yield
 
     def clean(self) -> None:
         """Remove temporary files and folders that a killed run left behind."""

@@ -288,3 +288,12 @@ def test_an_image_that_kills_every_worker_ends_the_run_and_does_not_hang() -> No
         go(Options(workers=2), bright={"die_at": 13})
     Path("p.yaml").write_text(yaml.safe_dump(document()))
     assert go()["outcome"]["failed"] == 0, "what was finished is kept, and the run can go on"
+
+
+@pytest.mark.usefixtures("data")
+def test_two_runs_do_not_work_in_one_output() -> None:
+    from pipelines.store import Store
+
+    with Store("run").locked(), pytest.raises(UserError, match="another run is at work in"):
+        go()
+    assert sum(go()["outcome"].values()) == IMAGES
