@@ -77,9 +77,13 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Everything that a process has started."""
+    """Everything that a process has started and that could compute or write.
+
+    Not Ray's agents: those that are killed while they start may stay a while, and touch nothing of a run.
+    """
     try:
-        return psutil.Process(process.pid).children(recursive=True)
+        family = psutil.Process(process.pid).children(recursive=True)
+        return [child for child in family if "agent" not in " ".join([child.name(), *child.cmdline()]).lower()]
     except psutil.NoSuchProcess:
         return []
 
