@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -139,16 +140,19 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
         items = [{"shard": shard} for shard in shards]
         dataset: Any = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
         for pool in phase.pools:
-            dataset = dataset.map_batches(
-                _PoolWorker,
-                fn_constructor_args=(layout, pool, fetch, progress),
-                compute=ActorPoolStrategy(size=min(pool.workers, len(items)), max_tasks_in_flight_per_actor=2),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=pool.cpus,
-                num_gpus=pool.gpus or None,
-                ray_remote_args_fn=_retries,
-            )
+            with warnings.catch_warnings():
+                # Ray 2.60 has no other way to bound retries and warns of this one.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                dataset = dataset.map_batches(
+                    _PoolWorker,
+                    fn_constructor_args=(layout, pool, fetch, progress),
+                    compute=ActorPoolStrategy(size=min(pool.workers, len(items)), max_tasks_in_flight_per_actor=2),
+                    batch_size=None,
+                    batch_format="pyarrow",
+                    num_cpus=pool.cpus,
+                    num_gpus=pool.gpus or None,
+                    ray_remote_args_fn=_retries,
+                )
         try:
             for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 pass
