@@ -21,7 +21,7 @@ from pipelines.layout import Layout, column_of
 from pipelines.outcomes import summarise, write_json
 from pipelines.placement import Phase, Resources, place, segments
 from pipelines.receipts import OnNews, Partial, Receipt
-from pipelines.shards import Intake, iterate, take_in
+from pipelines.shards import Intake, take_in
 from pipelines.sources import Fetcher, Source, open_source
 from pipelines.steps import Step
 from pipelines.store import Store
@@ -210,7 +210,7 @@ def export_classes(pipeline: Pipeline, layout: Layout, shards: dict[int, int], s
     elif source.classes is not None:
         return list(source.classes)
     found: set[str] = set()
-    for shard, _ in iterate(layout.store, shards, ["image_id"]):
+    for shard in sorted(shards):
         for detections in column_of(layout, labels, shard).to_pylist():
             found.update(detection["class"] for detection in detections or [])
     return sorted(found)
@@ -240,13 +240,11 @@ class _Events:
 
     def __init__(self, store: Store) -> None:
         self._file = store.append("events.jsonl")
-        self._lines = 0
 
     def add(self, event: str, **values: Any) -> None:
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, ensure_ascii=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
-        self._lines += 1
 
     def __enter__(self) -> _Events:
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -122,12 +121,6 @@ def known_shards(store: Store) -> dict[int, int]:
 def read_shard(store: Store, shard: int, columns: list[str] | None = None) -> pa.Table:
     """The rows of a shard, all columns of `operators.schemas.SHARD` or some."""
     return store.read_table(f"{FOLDER}/{shard_name(shard)}", columns)
-
-
-def iterate(store: Store, shards: dict[int, int], columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
-    """Shard after shard."""
-    for shard in sorted(shards):
-        yield shard, read_shard(store, shard, columns)
 
 
 def _shard_table(entries: list[Entry], first_id: int) -> pa.Table:

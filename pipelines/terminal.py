@@ -77,7 +77,6 @@ class TerminalReporter:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
         self._lines: dict[str, _Line] = {}
-        self._shards: dict[int, int] = {}
         self._live: Live | None = None
         self._lock = threading.Lock()
 
@@ -106,7 +105,6 @@ class TerminalReporter:
             self.console.print(f"  … and {len(examples) - 3:,} more")
 
     def planned(self, layout: Layout, done: dict[int, set[int]], shards: dict[int, int]) -> None:
-        self._shards = shards
         total = sum(shards.values())
         for step in layout.steps:
             finished = done[step.position]
