@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field
 
-from operators.base import ImageOperator, Needs, OperatorError, OperatorParams, RowError, tuning
+from operators.base import OperatorError, RowError, tuning
 from operators.engines import grounding_dino
 from operators.engines.detector import Answer
-from operators.models.card import Dtype, ModelCard, require
-from operators.models.weights import verify
+from operators.model_operator import ModelOperator, ModelParams
+from operators.models.card import ModelCard, require
 from operators.ontology import Ontology
 from operators.schemas import DETECTIONS
 
@@ -33,7 +33,7 @@ class Item:
     height: int
 
 
-class Detect(ImageOperator):
+class Detect(ModelOperator):
     """Open-vocabulary detection with Grounding DINO (Liu et al. 2023) and its relatives.
 
     Every prompt of the ontology is asked, however many there are. A detection is a pair of a candidate box and a
@@ -43,7 +43,7 @@ class Detect(ImageOperator):
 
     name = "detect"
 
-    class Params(OperatorParams):
+    class Params(ModelParams):
         """What to look with, and how.
 
         Attributes:
@@ -51,7 +51,6 @@ class Detect(ImageOperator):
             ontology: The classes and their prompts; the pipeline's where a step names none.
             floor: Detections score above this; `select` can only choose among them.
             max_detections: The best so many of an image are kept.
-            dtype: Arithmetic; `auto` is the card's, or else float32 on a CPU and float16 on a GPU.
             batch: Images per call of the model.
         """
 
@@ -59,7 +58,6 @@ class Detect(ImageOperator):
         ontology: Ontology
         floor: float = Field(0.1, ge=0, le=1)
         max_detections: int = Field(300, ge=1)
-        dtype: Dtype = "auto"
         batch: int = tuning(4, ge=1)
 
     params: Params
@@ -73,15 +71,6 @@ class Detect(ImageOperator):
         if not self.params.ontology.classes:
             raise OperatorError("ontology must have at least one class but is empty", ("ontology",))
         grounding_dino.check(self.params.model, self.params.ontology)
-
-    def needs(self) -> Needs:
-        return Needs(gpu=True, memory_gb=self.params.model.memory_gb)
-
-    def digest(self) -> str:
-        return self.params.model.digest()
-
-    def ready(self) -> None:
-        verify(self.params.model)
 
     def load(self) -> None:
         grounding_dino.check(self.params.model, self.params.ontology)

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator
 
-from operators.base import ImageOperator, Needs, OperatorParams, RowError, tuning
+from operators.base import RowError, tuning
 from operators.engines import open_clip
-from operators.models.card import Dtype, ModelCard, require
-from operators.models.weights import verify
+from operators.model_operator import ModelOperator, ModelParams
+from operators.models.card import ModelCard, require
 from operators.schemas import embedding
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ EmbeddingCard = Annotated[ModelCard, AfterValidator(require("embedding", ("open_
 """A card that `embed` and `classify` can use."""
 
 
-class Embed(ImageOperator):
+class Embed(ModelOperator):
     """Image vectors of a contrastive image-text model (Radford et al. 2021, CLIP), L2-normalised.
 
     Two images that show the same have a high cosine; `deduplicate`, `cluster` and `classify` build on it.
@@ -30,17 +30,15 @@ class Embed(ImageOperator):
 
     name = "embed"
 
-    class Params(OperatorParams):
+    class Params(ModelParams):
         """What to look with, and how.
 
         Attributes:
             model: The model card. In the fingerprint its digest stands for it.
-            dtype: Arithmetic; `auto` is the card's, or else float32 on a CPU and float16 on a GPU.
             batch: Images per call of the model.
         """
 
         model: EmbeddingCard = tuning(...)
-        dtype: Dtype = "auto"
         batch: int = tuning(32, ge=1)
 
     params: Params
@@ -51,15 +49,6 @@ class Embed(ImageOperator):
     def check(self, columns: Mapping[str, pa.DataType]) -> None:
         super().check(columns)
         open_clip.settings(self.params.model)
-
-    def needs(self) -> Needs:
-        return Needs(gpu=True, memory_gb=self.params.model.memory_gb)
-
-    def digest(self) -> str:
-        return self.params.model.digest()
-
-    def ready(self) -> None:
-        verify(self.params.model)
 
     def load(self) -> None:
         self._encoder = open_clip.ImageEncoder(self.params.model, self.params.dtype)

@@ -1,0 +1,36 @@
+"""What image operators with one model have in common."""
+
+from __future__ import annotations
+
+from operators.base import ImageOperator, Needs, OperatorParams, tuning
+from operators.models.card import Dtype, ModelCard
+from operators.models.weights import verify
+
+
+class ModelParams(OperatorParams):
+    """Parameters of every such operator. One narrows `model` to the cards it can use.
+
+    Attributes:
+        model: The model card. In the fingerprint its digest stands for it.
+        dtype: Arithmetic; `auto` is the card's, or else float32 on a CPU and float16 on a GPU.
+        batch: Images per call of the model.
+    """
+
+    model: ModelCard = tuning(...)
+    dtype: Dtype = "auto"
+    batch: int = tuning(16, ge=1)
+
+
+class ModelOperator(ImageOperator):
+    """An `ImageOperator` whose results depend on the weights of ``params.model``, and that needs their memory."""
+
+    params: ModelParams
+
+    def needs(self) -> Needs:
+        return Needs(gpu=True, memory_gb=self.params.model.memory_gb)
+
+    def digest(self) -> str:
+        return self.params.model.digest()
+
+    def ready(self) -> None:
+        verify(self.params.model)
