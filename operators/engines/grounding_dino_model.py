@@ -31,12 +31,14 @@ class Config(BaseModel):
         model: Arguments of the configuration class; without them, ``config.json`` beside the weights.
         tokenizer: ``ascii`` for the vocabulary of `operators.engines.wordpiece`; without it, the tokenizer's files
             beside the weights.
+        words: Words that are one token each in the ``ascii`` vocabulary.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: dict[str, Any] | None = None
     tokenizer: Literal["ascii"] | None = None
+    words: tuple[str, ...] = ()
 
 
 def build(card: ModelCard) -> Any:
@@ -47,19 +49,13 @@ def build(card: ModelCard) -> Any:
     """
     import transformers
 
-    config_class = getattr(transformers, ARCHITECTURES[card.architecture])
-    model_class = getattr(transformers, card.architecture)
-    sizes = card.section("config", Config).model
-    folder = _folder(card) if sizes is None else None
-    try:
-        config = config_class(**(sizes or {})) if folder is None else config_class.from_pretrained(folder)
-    except Exception as error:  # transformers and its validators have errors of many kinds
-        raise ModelError(f"model card {card.name}: config cannot be built: {error}") from error
     if card.weights.random is not None:
+        model = initial(card, card.weights.random)
         with seeded(card.weights.random):
-            model = model_class(config)
             _stir(model)
     else:
+        model_class = getattr(transformers, card.architecture)
+        config = _config(card)
         state = weights.read(card)
         with _silence():
             # transformers renames old checkpoints' tensors and fills in tied ones.
@@ -75,6 +71,31 @@ def build(card: ModelCard) -> Any:
             ),
         )
     return model.float().eval().requires_grad_(False)
+
+
+def initial(card: ModelCard, seed: int) -> Any:
+    """A model of the card's sizes as training finds it, whatever the card's weights are.
+
+    Raises:
+        ModelError: Its sizes cannot be built.
+    """
+    import transformers
+
+    config = _config(card)
+    with seeded(seed):
+        return getattr(transformers, card.architecture)(config)
+
+
+def _config(card: ModelCard) -> Any:
+    import transformers
+
+    config_class = getattr(transformers, ARCHITECTURES[card.architecture])
+    sizes = card.section("config", Config).model
+    folder = _folder(card) if sizes is None else None
+    try:
+        return config_class(**(sizes or {})) if folder is None else config_class.from_pretrained(folder)
+    except Exception as error:  # transformers and its validators have errors of many kinds
+        raise ModelError(f"model card {card.name}: config cannot be built: {error}") from error
 
 
 def _stir(model: Any) -> None:
@@ -104,10 +125,11 @@ def tokenizer(card: ModelCard) -> Any:
     Raises:
         ModelError: Its files are missing or corrupt, or it is not BERT's.
     """
-    if card.section("config", Config).tokenizer == "ascii":
+    config = card.section("config", Config)
+    if config.tokenizer == "ascii":
         from operators.engines.wordpiece import ascii_tokenizer
 
-        return ascii_tokenizer()
+        return ascii_tokenizer(config.words)
     from transformers import BertTokenizer
 
     folder = _folder(card)
