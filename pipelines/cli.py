@@ -172,6 +172,29 @@ def explain(
 
 @app.command()
 @_user_errors
+def evaluate(
+    truth: Annotated[
+        Path,
+        typer.Option(metavar="PATH", help="A COCO file, or a folder such as OUT/truth that `labelmill world` writes."),
+    ],
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's directory; the newest below runs/ if not given.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how right a finished run is: labels, masks, words, gaze, captions, duplicates, bad images."""
+    from pipelines.evaluate import evaluate_run
+    from pipelines.print_evaluation import print_evaluation
+
+    found = evaluate_run(_run_folder(run), truth)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        print_evaluation(found, _console())
+
+
+@app.command()
+@_user_errors
 def ops(
     name: Annotated[str | None, typer.Argument(help="An operator; all of them if not given.")] = None,
     as_json: AsJson = False,
