@@ -72,7 +72,7 @@ def train(
 
     Raises:
         KeyboardInterrupt: It was stopped; calling again goes on.
-        FloatingPointError: The loss is not a number.
+        FloatingPointError: The loss or its gradient is not a number; what was saved before is still there.
     """
     import torch
 
@@ -91,6 +91,8 @@ def train(
         average, start = kept["average"], kept["step"]
         print(f"{name}: goes on at step {start} of {plan.steps}", flush=True)
 
+    _cut_curve(folder / f"{name}.jsonl", start)
+
     def save(step: int) -> None:
         state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step}
         temporary = path.with_suffix(f".{os.getpid()}")
@@ -98,6 +100,7 @@ def train(
         os.replace(temporary, path)
 
     sums: dict[str, float] = {}
+    counted = 0
     saved = began = time.monotonic()
     model.train()
     with _stoppable() as stopped:
@@ -110,21 +113,24 @@ def train(
                 raise FloatingPointError(f"{name}: the loss at step {step} must be finite but is {float(total)}")
             optimiser.zero_grad(set_to_none=True)
             total.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+            if not torch.isfinite(norm):
+                raise FloatingPointError(f"{name}: the gradient at step {step} must be finite but is {float(norm)}")
             optimiser.step()
             _follow(average, model.state_dict(), min(plan.average, (1 + step) / (10 + step)))
             for key, part in parts.items():
                 sums[key] = sums.get(key, 0.0) + float(part.detach())
+            counted += 1
             if (step + 1) % report == 0 or step + 1 == plan.steps:
-                count = (step % report) + 1
                 seconds = (time.monotonic() - began) / (step + 1 - start)
-                point = {"step": step + 1, **{key: round(value / count, 4) for key, value in sums.items()}}
+                point = {"step": step + 1, **{key: round(value / counted, 4) for key, value in sums.items()}}
                 _tell(name, point, plan, seconds, folder)
-                sums = {}
-            if time.monotonic() - saved > keep or stopped() or step + 1 == plan.steps:
+                sums, counted = {}, 0
+            stop = stopped()
+            if time.monotonic() - saved > keep or stop or step + 1 == plan.steps:
                 save(step + 1)
                 saved = time.monotonic()
-            if stopped():
+            if stop:
                 print(f"{name}: stopped at step {step + 1} of {plan.steps}; run it again to go on", flush=True)
                 raise KeyboardInterrupt
     model.load_state_dict(average)
@@ -147,6 +153,7 @@ def save_half(state: Mapping[str, torch.Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")
     save_file(half, temporary)
+    temporary.chmod(0o644)
     os.replace(temporary, path)
 
 
@@ -175,6 +182,13 @@ def _tell(name: str, point: dict[str, Any], plan: Plan, seconds: float, folder: 
     print(f"{name} {point['step']:>6}/{plan.steps}  {parts}  {seconds:.2f} s/step  {left:.0f} min left", flush=True)
     with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as curve:
         curve.write(json.dumps(point) + "\n")
+
+
+def _cut_curve(path: Path, start: int) -> None:
+    """Drop points of steps that were lost and are made again."""
+    if path.is_file():
+        points = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(p for p in points if json.loads(p)["step"] <= start), encoding="utf-8")
 
 
 @contextmanager

@@ -1,0 +1,89 @@
+"""Which miniatures there are: how each is trained and measured, and what it must reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from operators.models.card import ROOT, ModelCard, load_card
+
+CARDS = ROOT / "conf" / "models"
+WEIGHTS = Path(__file__).parent / "weights"
+SCORES = Path(__file__).parent / "scores.json"
+LARGEST = 25_000_000
+"""Bytes of all weights together."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training.
+
+    Attributes:
+        name: Its module in `operators.miniatures.training`, and its weights file.
+        card: The card that uses the weights.
+    """
+
+    name: str
+    card: str
+
+    @property
+    def weights(self) -> Path:
+        """Where its weights go."""
+        return WEIGHTS / f"{self.name.replace('_', '-')}.safetensors"
+
+    @property
+    def module(self) -> Any:
+        """With `NAME`, `SCENES`, `PLAN` and `run`."""
+        return import_module(f"operators.miniatures.training.{self.name}")
+
+    def model_card(self) -> ModelCard:
+        """The card, read."""
+        return load_card(CARDS / f"{self.card}.yaml")
+
+
+TRAININGS = (
+    Training("clip", "clip-miniature"),
+    Training("gaze", "l2cs-miniature"),
+    Training("doctr_detection", "doctr-miniature"),
+    Training("doctr_recognition", "doctr-miniature"),
+    Training("sam", "sam-miniature"),
+    Training("vlm", "vlm-miniature"),
+    Training("grounding_dino", "grounding-dino-miniature"),
+)
+"""In the order in which they are trained: the longest last."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure that an evaluation gives, and what it must be: at least `bound`, or at most if `most`."""
+
+    key: str
+    what: str
+    bound: float
+    most: bool = False
+
+    def reached(self, value: float) -> bool:
+        """Whether a figure is good enough."""
+        return value <= self.bound if self.most else value >= self.bound
+
+    def __str__(self) -> str:
+        return f"{'≤' if self.most else '≥'} {self.bound:g}"
+
+
+GOALS: dict[str, tuple[Goal, ...]] = {
+    "grounding_dino": (
+        Goal("ap50", "AP50, seen pairs", 0.95),
+        Goal("ap", "AP, seen pairs", 0.75),
+        Goal("ap50_held_out", "AP50, held-out pairs", 0.85),
+    ),
+}
+"""By module in `operators.miniatures.evaluation`."""
+
+
+def evaluate(name: str, scenes: int = 1000) -> dict[str, float]:
+    """The scores of the committed weights, rounded to four decimals. `name` is a key of `GOALS`."""
+    module = import_module(f"operators.miniatures.evaluation.{name}")
+    card = next(training for training in TRAININGS if training.name.startswith(name))
+    return {key: round(value, 4) for key, value in module.evaluate(card.model_card(), scenes).items()}
