@@ -22,6 +22,7 @@ BUILT_IN = {
     "deduplicate": "operators.deduplicate:Deduplicate",
     "detect": "operators.detect:Detect",
     "select": "operators.select:Select",
+    "gaze": "operators.gaze:Gaze",
     "split": "operators.split:Split",
 }
 """Name → where it is. A new operator gets a file and a line here."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from operators.miniatures.catalogue import GOALS, SCORES, TRAININGS, evaluate
+from operators.miniatures.catalogue import GOALS, README, SCORES, TRAININGS, evaluate, table
+from operators.miniatures.training.scenes import Scenes, draw_scenes
 
 
 def main() -> None:
@@ -24,35 +28,64 @@ def main() -> None:
         "--folder", type=Path, default=Path("build/miniatures"), help="where trainings keep their state"
     )
     parser.add_argument("--scenes", type=Path, default=Path("build/scenes"), help="where drawn scenes are kept")
-    parser.add_argument("--evaluate", action="store_true", help="measure the weights that are there; train nothing")
-    parser.add_argument("--threads", type=int, default=1, help="of a CPU: more hardly help, models are small")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--evaluate", action="store_true", help="measure the weights that are there; train nothing")
+    only.add_argument("--train", action="store_true", help="train; measure nothing")
+    parser.add_argument("--jobs", type=int, default=0, help="trainings side by side; one per core or GPU if not given")
     given = parser.parse_args()
     if unknown := [name for name in given.names if name not in names]:
         parser.error(f"NAME must be one of {', '.join(names)} but is {unknown[0]}")
     wanted = given.names or names
     try:
         if not given.evaluate:
-            _train(wanted, given.folder, given.scenes, given.threads)
-        _measure([name for name in GOALS if any(each.startswith(name) for each in wanted)])
+            draw_scenes(
+                given.scenes, max(each.module.SCENES for each in TRAININGS if each.name in wanted), None, _drawn
+            )
+            if len(wanted) == 1:
+                _train(wanted[0], given.folder, given.scenes)
+            elif not _side_by_side(wanted, given.folder, given.scenes, given.jobs or _processors()):
+                sys.exit("a training did not end; the same command goes on")
+        if not given.train:
+            _measure([name for name in GOALS if any(each.startswith(name) for each in wanted)])
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _train(names: list[str], folder: Path, scenes: Path, threads: int) -> None:
+def _train(name: str, folder: Path, scenes: Path) -> None:
     import torch
 
     from operators.miniatures.training.loop import save_half
-    from operators.miniatures.training.scenes import draw_scenes
 
-    torch.set_num_threads(threads)
-    for training in (each for each in TRAININGS if each.name in names):
-        module = training.module
-        drawn = draw_scenes(scenes, module.SCENES, progress=_progress)
-        save_half(module.run(training.model_card(), drawn, folder), training.weights)
-        print(f"{training.name}: weights in {training.weights}", flush=True)
+    torch.set_num_threads(1)  # Small models: more threads gain next to nothing, another training does.
+    training = next(each for each in TRAININGS if each.name == name)
+    module = training.module
+    save_half(module.run(training.model_card(), Scenes(scenes, module.SCENES), folder), training.weights)
+    print(f"{name}: weights in {training.weights}", flush=True)
 
 
-def _progress(done: int, total: int) -> None:
+def _side_by_side(names: list[str], folder: Path, scenes: Path, jobs: int) -> bool:
+    """Train each in a process of its own, the longest first. Whether all came to their end."""
+
+    def run(name: str) -> int:
+        command = [sys.executable, "-m", "operators.miniatures", name, "--folder", str(folder), "--scenes", str(scenes)]
+        return subprocess.run([*command, "--train"]).returncode
+
+    with ThreadPoolExecutor(jobs) as pool:
+        codes = [pool.submit(run, name) for name in names]
+        try:
+            return not any(code.result() for code in codes)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C reaches the trainings themselves, and they save.
+            raise
+
+
+def _processors() -> int:
+    import torch
+
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+def _drawn(done: int, total: int) -> None:
     print(f"\rdrawing scenes: {done} of {total}", end="\n" if done == total else "", flush=True)
 
 
@@ -66,6 +99,9 @@ def _measure(names: list[str]) -> None:
             value = known[name][goal.key]
             print(f"  {goal.what:<52} {value:8.4f}  goal {goal} {'' if goal.reached(value) else ' MISSED'}")
         SCORES.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
+    head, tail = text.split("<!-- scores -->")[0], text.split("<!-- end -->")[1]
+    README.write_text(f"{head}<!-- scores -->\n{table(known)}<!-- end -->{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":

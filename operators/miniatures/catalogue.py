@@ -12,6 +12,8 @@ from operators.models.card import ROOT, ModelCard, load_card
 CARDS = ROOT / "conf" / "models"
 WEIGHTS = Path(__file__).parent / "weights"
 SCORES = Path(__file__).parent / "scores.json"
+README = Path(__file__).parent / "README.md"
+"""Has the table of scores between ``<!-- scores -->`` and ``<!-- end -->``."""
 LARGEST = 25_000_000
 """Bytes of all weights together."""
 
@@ -44,15 +46,15 @@ class Training:
 
 
 TRAININGS = (
-    Training("clip", "clip-miniature"),
-    Training("gaze", "l2cs-miniature"),
-    Training("doctr_detection", "doctr-miniature"),
-    Training("doctr_recognition", "doctr-miniature"),
-    Training("sam", "sam-miniature"),
-    Training("vlm", "vlm-miniature"),
     Training("grounding_dino", "grounding-dino-miniature"),
+    Training("vlm", "vlm-miniature"),
+    Training("sam", "sam-miniature"),
+    Training("clip", "clip-miniature"),
+    Training("doctr_detection", "doctr-detection-miniature"),
+    Training("doctr_recognition", "doctr-recognition-miniature"),
+    Training("gaze", "l2cs-miniature"),
 )
-"""In the order in which they are trained: the longest last."""
+"""The longest first."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ GOALS: dict[str, tuple[Goal, ...]] = {
         Goal("ap", "AP, seen pairs", 0.75),
         Goal("ap50_held_out", "AP50, held-out pairs", 0.85),
     ),
+    "gaze": (Goal("angular_error", "mean angular error from true boxes, degrees", 5.0, most=True),),
 }
 """By module in `operators.miniatures.evaluation`."""
 
@@ -87,3 +90,14 @@ def evaluate(name: str, scenes: int = 1000) -> dict[str, float]:
     module = import_module(f"operators.miniatures.evaluation.{name}")
     card = next(training for training in TRAININGS if training.name.startswith(name))
     return {key: round(value, 4) for key, value in module.evaluate(card.model_card(), scenes).items()}
+
+
+def table(scores: dict[str, dict[str, float]]) -> str:
+    """The scores as a Markdown table, beside what they must be."""
+    lines = ["| model | what | goal | reached |", "|---|---|---|---|"]
+    for name, goals in GOALS.items():
+        for goal in goals:
+            value = scores[name][goal.key] if name in scores else None
+            reached = "not measured" if value is None else f"{value:.3f}" + ("" if goal.reached(value) else " (missed)")
+            lines.append(f"| {name.replace('_', ' ')} | {goal.what} | {goal} | {reached} |")
+    return "\n".join(lines) + "\n"
