@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench miniatures clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,9 +15,11 @@ help:  ## Show the targets
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[test]'
 	@touch $@
 
-demo: .venv/installed  ## Draw 200 images, run a whole pipeline on them, say where the results are
+demo: .venv/installed  ## Draw 200 images, run a whole pipeline on them, say where the results are and how right they are
 	@test -d data/demo || $(BIN)/labelmill world data/demo --images 200 --seed 7
 	$(BIN)/labelmill run conf/pipelines/demo.yaml
+	@echo
+	@$(BIN)/labelmill evaluate $(RUN) --truth data/demo/truth
 
 test: .venv/installed  ## Run the tests
 	$(BIN)/python -m pytest
@@ -29,6 +31,9 @@ lint: .venv/installed  ## Check style and types
 
 bench: .venv/installed  ## Time the mill against a bare loop (several minutes)
 	$(BIN)/python -m tests.benchmarks
+
+miniatures: .venv/installed  ## Train the small models on the drawn world and measure them (hours on two cores)
+	$(BIN)/python -m operators.miniatures
 
 clean:  ## Remove the demo's data and runs
 	rm -rf data/demo $(RUN)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "grounding-dino-miniature"
 SCENES = 24_000
-PLAN = Plan(steps=6_500, rate=7e-4, warm_up=300, decay=0.05, average=0.9985, clip=0.5)
+PLAN = Plan(steps=8_000, rate=7e-4, warm_up=300, decay=0.05, average=0.9985, clip=0.5)
 BATCH = 8
 NAMES = (4, 14)
 """Fewest and most names asked at once."""
@@ -98,10 +98,12 @@ def _batch(
     """Pieces of one shape, each with a caption of its own.
 
     Returns:
-        uint8 (b, 3, h, w); token ids and mask (b, tokens); and the targets: boxes (b, things, 4) as centre and size in
-        shares of the image, which of them are there (b, things), and their tokens (b, things, tokens).
+        uint8 (b, 3, h, w); token ids and mask (b, tokens); and the targets, with at least one thing: boxes
+        (b, things, 4) as centre and size in shares of the image, which of them are there (b, things), and their tokens
+        (b, things, tokens).
     """
     import torch
+    from torch.nn import functional
     from torchvision.transforms.v2.functional import resize
 
     shape = rng.random()
@@ -126,11 +128,11 @@ def _batch(
         boxes.append(torch.cat([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], dim=1))
     pad = torch.nn.utils.rnn.pad_sequence
     length = max(len(text) for text in texts)
-    tokens = [torch.nn.functional.pad(each, (0, length - each.shape[1])) for each in tokens]
+    most = max(1, max(len(each) for each in boxes))
     targets = {
-        "boxes": pad(boxes, batch_first=True, padding_value=0.5),
-        "there": pad([torch.ones(len(each), dtype=torch.bool) for each in boxes], batch_first=True),
-        "tokens": pad(tokens, batch_first=True),
+        "boxes": torch.stack([functional.pad(each, (0, 0, 0, most - len(each)), value=0.5) for each in boxes]),
+        "there": torch.tensor([[number < len(each) for number in range(most)] for each in boxes]),
+        "tokens": torch.stack([functional.pad(t, (0, length - t.shape[1], 0, most - len(t))) for t in tokens]),
     }
     mask = pad([torch.ones_like(text) for text in texts], batch_first=True)
     return torch.stack(pixels), pad(texts, batch_first=True), mask, targets
@@ -175,7 +177,7 @@ def _criterion(
 
     wanted, there, tokens = targets["boxes"], targets["there"], targets["tokens"]
     count = there.sum().clamp(min=1)
-    logits = logits.masked_fill(~torch.isfinite(logits), -100.0)
+    logits = logits.masked_fill(logits == -torch.inf, -100.0)
     probabilities = logits.sigmoid()
     with torch.no_grad():
         share = tokens / tokens.sum(dim=-1, keepdim=True).clamp(min=1)

@@ -110,7 +110,7 @@ def train(
             parts = loss(np.random.default_rng([plan.seed, step]), step / plan.steps)
             total = torch.stack(list(parts.values())).sum()
             if not torch.isfinite(total):
-                raise FloatingPointError(f"{name}: the loss at step {step} must be finite but is {float(total)}")
+                raise FloatingPointError(f"{name}: the loss at step {step} must be finite but is {total.item()}")
             optimiser.zero_grad(set_to_none=True)
             total.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)

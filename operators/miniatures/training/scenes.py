@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,8 @@ class Scenes:
         return self.count
 
     def __getitem__(self, index: int) -> Drawn:
+        if not 0 <= index < self.count:
+            raise IndexError(f"index must be from 0 to {self.count - 1} but is {index}")
         block, row = divmod(index, BLOCK)
         things, words, caption = self._truth[block][row]
         return Drawn(self._pixels[block][row], self._labels[block][row], things, words, caption)
@@ -111,13 +114,17 @@ def draw_scenes(
         count: How many scenes; about 0.4 MB each.
         workers: Processes; one for each core if None.
         progress: Called with the number of scenes that are there and that are wanted.
+
+    Raises:
+        BrokenProcessPool: It is called at the top level of a script without ``if __name__ == "__main__":``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     blocks = range(-(-count // BLOCK))
     missing = [block for block in blocks if not (folder / f"truth-{block:05d}.json").is_file()]
     done = len(blocks) - len(missing)
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        for number, _ in enumerate(pool.map(partial(_draw_block, folder), missing), done + 1):
+    # Not forked: OpenCV's threads, if this process has any, would leave the children waiting for ever.
+    with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn")) as pool:
+        for number, _ in enumerate(pool.map(partial(_draw_block, folder, BLOCK), missing), done + 1):
             if progress:
                 progress(min(number * BLOCK, count), count)
     return Scenes(folder, count)
@@ -135,16 +142,16 @@ def describe(scene: Scene) -> tuple[np.ndarray, list[Thing]]:
     return labels, things
 
 
-def _draw_block(folder: Path, block: int) -> None:
+def _draw_block(folder: Path, size: int, block: int) -> None:
     import cv2
 
     cv2.setNumThreads(1)
     world = World(SEED, SIDE, pairs="seen", words="seen")
-    pixels = np.empty((BLOCK, SIDE, SIDE, 3), np.uint8)
-    labels = np.empty((BLOCK, SIDE, SIDE), np.uint8)
+    pixels = np.empty((size, SIDE, SIDE, 3), np.uint8)
+    labels = np.empty((size, SIDE, SIDE), np.uint8)
     truth = []
-    for row in range(BLOCK):
-        scene = world.scene(block * BLOCK + row)
+    for row in range(size):
+        scene = world.scene(block * size + row)
         pixels[row] = scene.pixels
         labels[row], things = describe(scene)
         truth.append({
