@@ -75,12 +75,24 @@ class Goal:
 
 
 GOALS: dict[str, tuple[Goal, ...]] = {
+    "clip": (
+        Goal("top1", "zero-shot top-1 of 160 names, objects alone, seen pairs", 0.90),
+        Goal("top1_held_out", "the same, held-out pairs", 0.80),
+        Goal("copies_ap", "copies against other scenes, average precision", 0.98),
+    ),
     "grounding_dino": (
         Goal("ap50", "AP50, seen pairs", 0.95),
         Goal("ap", "AP, seen pairs", 0.75),
         Goal("ap50_held_out", "AP50, held-out pairs", 0.85),
     ),
+    "sam": (Goal("iou", "mean IoU of masks from true boxes", 0.93),),
+    "doctr": (
+        Goal("recall", "word recall at IoU 0.5", 0.95),
+        Goal("precision", "word precision at IoU 0.5", 0.95),
+        Goal("character_error_rate", "character error rate of what is read", 0.05, most=True),
+    ),
     "gaze": (Goal("angular_error", "mean angular error from true boxes, degrees", 5.0, most=True),),
+    "vlm": (Goal("captions", "captions that name exactly what is there", 0.80),),
 }
 """By module in `operators.miniatures.evaluation`."""
 
