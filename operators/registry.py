@@ -22,7 +22,10 @@ BUILT_IN = {
     "deduplicate": "operators.deduplicate:Deduplicate",
     "detect": "operators.detect:Detect",
     "select": "operators.select:Select",
+    "segment": "operators.segment:Segment",
+    "read": "operators.read:Read",
     "gaze": "operators.gaze:Gaze",
+    "ask": "operators.ask:Ask",
     "split": "operators.split:Split",
 }
 """Name → where it is. A new operator gets a file and a line here."""
