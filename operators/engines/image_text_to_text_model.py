@@ -1,0 +1,172 @@
+"""transformers' image-text-to-text models, built from a card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from operators.engines import words
+from operators.models import weights
+from operators.models.card import ModelCard, ModelError
+from operators.models.device import seeded
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Config(BaseModel):
+    """The `config` section of a card.
+
+    Attributes:
+        model: Arguments of transformers' configuration, with its ``model_type``; without them, ``config.json`` beside
+            the weights.
+        words: The vocabulary of a small model, see `operators.engines.words`; without them, the processor's files
+            beside the weights.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: dict[str, Any] | None = None
+    words: tuple[str, ...] = ()
+
+
+def check(card: ModelCard) -> Config:
+    """The `config` section of a card, refused if it cannot work; loads nothing.
+
+    Raises:
+        ModelError: The architecture is not one of transformers' classes for this, or the section does not say enough.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    if card.architecture not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values():
+        raise ModelError(
+            f"model card {card.name}: architecture must be a class of transformers for image-text-to-text, such as "
+            f"SmolVLMForConditionalGeneration, but is {card.architecture}"
+        )
+    given = card.section("config", Config)
+    if bool(given.words) != (given.model is not None):
+        raise ModelError(f"model card {card.name}: config must have both model and words, or neither")
+    if card.weights.random is not None and not given.words:
+        raise ModelError(f"model card {card.name}: config must have model and words when weights are random")
+    return given
+
+
+def build(card: ModelCard, dtype: torch.dtype | None = None) -> Any:
+    """The card's model on the CPU, ready for inference.
+
+    Args:
+        card: A card that `check` accepts.
+        dtype: Of its weights; float32 if None.
+
+    Raises:
+        ModelError: Its sizes cannot be built, or the weights are missing, corrupt or of another model.
+    """
+    import torch
+    import transformers
+
+    dtype = dtype or torch.float32
+    if card.weights.random is not None:
+        model = initial(card, card.weights.random)
+    else:
+        model_class = getattr(transformers, card.architecture)
+        config = configuration(card)
+        state = weights.read(card)
+        with _silence():
+            # transformers renames old checkpoints' tensors and fills in tied ones.
+            model, report = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=state,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        weights.refuse_misfit(
+            card,
+            missing=sorted(report["missing_keys"]),
+            unexpected=sorted(report["unexpected_keys"]),
+            mismatched=sorted(
+                f"{name} must be {tuple(want)} but is {tuple(got)}" for name, got, want in report["mismatched_keys"]
+            ),
+        )
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def initial(card: ModelCard, seed: int) -> Any:
+    """A model of the card's sizes as training finds it, whatever the card's weights are.
+
+    Raises:
+        ModelError: Its sizes cannot be built.
+    """
+    import transformers
+
+    config = configuration(card)
+    with seeded(seed):
+        return getattr(transformers, card.architecture)(config)
+
+
+def configuration(card: ModelCard) -> Any:
+    """transformers' configuration of the card's model.
+
+    Raises:
+        ModelError: It cannot be made, or describes a model of another class.
+    """
+    import transformers
+
+    given = check(card)
+    wanted = getattr(transformers, card.architecture).config_class
+    try:
+        if given.model is None:
+            found = wanted.from_pretrained(folder(card), local_files_only=True)
+        else:
+            found = _small(wanted, given)
+    except Exception as error:  # transformers and its validators have errors of many kinds
+        raise ModelError(f"model card {card.name}: config cannot be built: {error}") from error
+    if found.is_encoder_decoder:
+        raise ModelError(f"model card {card.name}: the model must be a decoder but has an encoder for its text too")
+    return found
+
+
+def _small(wanted: Any, given: Config) -> Any:
+    """A configuration whose vocabulary is the card's words."""
+    sizes = dict(given.model or {})
+    kind = sizes.pop("model_type", None)
+    if kind != wanted.model_type:
+        raise ValueError(f"model_type must be {wanted.model_type} but is {kind}")
+    text = {**sizes.pop("text_config", {}), "vocab_size": words.size(given.words)}
+    ids = {"bos_token_id": None, "eos_token_id": words.END, "pad_token_id": words.PAD}
+    found = wanted(**sizes, text_config={**text, **ids}, **ids)
+    found.image_token_id = words.IMAGE
+    if not isinstance(getattr(found, "image_seq_length", None), int):
+        raise ValueError("image_seq_length must say how many tokens an image has")
+    return found
+
+
+def folder(card: ModelCard) -> Path:
+    """Where the files of a card with weights are.
+
+    Raises:
+        ModelError: They are not on this machine.
+    """
+    return weights.files(card)[0].parent
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """transformers draws a bar and prints a report; what is wrong becomes a ModelError instead."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
