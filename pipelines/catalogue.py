@@ -141,7 +141,8 @@ def print_models(listed: list[dict[str, Any]], console: Console) -> None:
     """Print `list_models`."""
     table = Table(box=None, pad_edge=False)
     for header in ("card", "task", "engine", "GB", "licence", "here"):
-        table.add_column(header, justify="right" if header == "GB" else "left", overflow="fold")
+        justify: Any = "right" if header == "GB" else "left"
+        table.add_column(header, justify=justify, overflow="fold", no_wrap=header == "card")
     for row in listed:
         if "problem" in row:
             table.add_row(row["name"], "[red]wrong[/]", escape(row["problem"]))

@@ -45,6 +45,8 @@ class DBNetConfig(BaseModel):
         stem: Channels after the first convolution.
         channels: Of the four stages of one residual block each, at strides 4, 8, 16 and 32.
         head: Channels of the pyramid and the heads.
+        bin_thresh: Least probability of a word's pixels.
+        box_thresh: Least mean probability of a word.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +54,8 @@ class DBNetConfig(BaseModel):
     stem: int = Field(ge=1)
     channels: tuple[int, int, int, int]
     head: int = Field(ge=4, multiple_of=4)
+    bin_thresh: float = Field(0.3, gt=0, lt=1)
+    box_thresh: float = Field(0.1, ge=0, lt=1)
 
 
 class CRNNConfig(BaseModel):
@@ -95,8 +99,12 @@ def check(card: ModelCard) -> None:
     Raises:
         ModelError: With the key, what it must be and what it is.
     """
-    card.section("preprocess", Preprocess)
     config = card.section("config", _schema(card))
+    size = card.section("preprocess", Preprocess).size
+    if card.task == DETECTION and size is not None and any(side < 32 or side % 32 for side in size):
+        raise ModelError(
+            f"model card {card.name}: preprocess.size must be multiples of 32 for {card.task} but is {list(size)}"
+        )
     if isinstance(config, CRNNConfig) and len(config.strides) != len(config.channels):
         raise ModelError(
             f"model card {card.name}: config.strides must have as many pairs as config.channels has numbers, "
@@ -223,7 +231,12 @@ def _dbnet(config: DBNetConfig) -> Any:
         include_top=False,
     )
     stages = {str(len(backbone) - 4 + number): str(number) for number in range(4)}
-    return DBNet(IntermediateLayerGetter(backbone, stages), head_chans=config.head)
+    return DBNet(
+        IntermediateLayerGetter(backbone, stages),
+        head_chans=config.head,
+        bin_thresh=config.bin_thresh,
+        box_thresh=config.box_thresh,
+    )
 
 
 def _crnn(config: CRNNConfig, size: tuple[int, int]) -> Any:

@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from operators.miniatures.catalogue import GOALS, README, SCORES, TRAININGS, evaluate, table
+from operators.miniatures.catalogue import FEW, GOALS, README, SCENES, SCORES, TRAININGS, evaluate, table
 from operators.miniatures.training.scenes import Scenes, draw_scenes
 
 
@@ -92,16 +92,17 @@ def _drawn(done: int, total: int) -> None:
 def _measure(names: list[str]) -> None:
     known = json.loads(SCORES.read_text(encoding="utf-8")) if SCORES.is_file() else {}
     for name in names:
-        began = time.monotonic()
-        known[name] = evaluate(name)
-        print(f"{name}: measured in {time.monotonic() - began:.0f} s")
+        for scenes in (FEW, SCENES):
+            began = time.monotonic()
+            known.setdefault(str(scenes), {})[name] = evaluate(name, scenes)
+            print(f"{name}: measured on {scenes} scenes in {time.monotonic() - began:.0f} s", flush=True)
         for goal in GOALS[name]:
-            value = known[name][goal.key]
-            print(f"  {goal.what:<52} {value:8.4f}  goal {goal} {'' if goal.reached(value) else ' MISSED'}")
+            value = known[str(SCENES)][name][goal.key]
+            print(f"  {goal.what:<60} {value:8.4f}  goal {goal}{'' if goal.reached(value) else '  MISSED'}", flush=True)
         SCORES.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     text = README.read_text(encoding="utf-8")
     head, tail = text.split("<!-- scores -->")[0], text.split("<!-- end -->")[1]
-    README.write_text(f"{head}<!-- scores -->\n{table(known)}<!-- end -->{tail}", encoding="utf-8")
+    README.write_text(f"{head}<!-- scores -->\n{table(known.get(str(SCENES), {}))}<!-- end -->{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":

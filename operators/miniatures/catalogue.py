@@ -12,6 +12,8 @@ from operators.models.card import ROOT, ModelCard, load_card
 CARDS = ROOT / "conf" / "models"
 WEIGHTS = Path(__file__).parent / "weights"
 SCORES = Path(__file__).parent / "scores.json"
+"""Scores of the committed weights by number of scenes: on `SCENES`, and on the `FEW` that the tests have time for."""
+SCENES, FEW = 1000, 100
 README = Path(__file__).parent / "README.md"
 """Has the table of scores between ``<!-- scores -->`` and ``<!-- end -->``."""
 LARGEST = 25_000_000
@@ -55,6 +57,8 @@ TRAININGS = (
     Training("gaze", "l2cs-miniature"),
 )
 """The longest first."""
+UNTRAINED = frozenset({"vlm"})
+"""Trainings whose weights are not committed: they can be run, but have not come near their goal yet."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ GOALS: dict[str, tuple[Goal, ...]] = {
 """By module in `operators.miniatures.evaluation`."""
 
 
-def evaluate(name: str, scenes: int = 1000) -> dict[str, float]:
+def evaluate(name: str, scenes: int = SCENES) -> dict[str, float]:
     """The scores of the committed weights, rounded to four decimals. `name` is a key of `GOALS`."""
     module = import_module(f"operators.miniatures.evaluation.{name}")
     card = next(training for training in TRAININGS if training.name.startswith(name))

@@ -77,6 +77,10 @@ class Serve:
 def test_shipped_card_is_whole(path: Path) -> None:
     shipped = load_card(path)
     assert shipped.name == path.stem
+    if "not trained yet" in shipped.note.lower():
+        with pytest.raises(ModelError, match="no such file"):
+            shipped.digest()
+        return
     assert len(shipped.digest()) == 64
     assert shipped.weights.random is not None or not weights.available(shipped) or weights.files(shipped)
     if shipped.weights.random is not None:
@@ -91,7 +95,8 @@ def test_there_are_the_cards_that_pipelines_name() -> None:
         *("clip-vit-b-32", "clip-vit-l-14", "grounding-dino-tiny", "grounding-dino-base", "mm-grounding-dino-tiny"),
         *("clip-random", "grounding-dino-random", "mm-grounding-dino-random"),
     }
-    digests = [load_card(path).digest() for path in CARDS]
+    cards = [load_card(path) for path in CARDS]
+    digests = [card.digest() for card in cards if "not trained yet" not in card.note.lower()]
     assert len(set(digests)) == len(digests)
 
 

@@ -42,16 +42,17 @@ def world() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("world")
-def test_a_changed_decision_calls_no_model_and_a_changed_floor_only_its_own() -> None:
+def test_a_change_computes_again_only_what_reads_it() -> None:
     first = demo()
     assert sum(first["outcome"].values()) == IMAGES
     assert first["outcome"]["failed"] == 1
+    after_select = {"segment", "gaze"}
     before = len(computed())
     demo("run", None, "select.score=0.6")
-    assert set(computed()[before:]) == {"select"}
+    assert set(computed()[before:]) == {"select", *after_select}
     before = len(computed())
     demo("run", None, "select.score=0.6", "detect.floor=0.4")
-    assert set(computed()[before:]) == {"detect", "select"}
+    assert set(computed()[before:]) == {"detect", "select", *after_select}
     before = len(computed())
     again = demo()
     assert computed()[before:] == [], "the first results are still there"

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 NAME = "doctr-detection-miniature"
 SCENES = 24_000
-PLAN = Plan(steps=3_000, rate=2e-3, warm_up=150, decay=0.02, average=0.998, clip=2.0)
-BATCH = 6
-SIDE = 192
+PLAN = Plan(steps=4_000, rate=2e-3, warm_up=150, decay=0.02, average=0.998, clip=2.0)
+BATCH = 4
+SIDE = 256
 """Pixels of a piece's side, as the model sees it."""
-CUT = (160, 224)
+CUT = (144, 224)
 """Smallest and largest side of a piece in pixels of the scene."""
 EMPTY = 0.25
 """Share of pieces that are cut from scenes without a word."""

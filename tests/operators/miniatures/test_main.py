@@ -17,7 +17,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "README.md").write_text("before\n<!-- scores -->\nold\n<!-- end -->\nafter\n")
     monkeypatch.setattr(command, "SCORES", tmp_path / "scores.json")
     monkeypatch.setattr(command, "README", tmp_path / "README.md")
-    monkeypatch.setattr(command, "evaluate", lambda name: {goal.key: goal.bound for goal in GOALS[name]})
+    monkeypatch.setattr(command, "evaluate", lambda name, scenes: {goal.key: goal.bound for goal in GOALS[name]})
     return tmp_path
 
 
@@ -27,18 +27,22 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 def test_measuring_one_changes_its_scores_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "scores.json").write_text(json.dumps({"clip": {"top1": 0.5, "top1_held_out": 0.5, "copies_ap": 0.5}}))
+    (folder / "scores.json").write_text(
+        json.dumps({"1000": {"clip": {"top1": 0.5, "top1_held_out": 0.5, "copies_ap": 0.5}}})
+    )
     call(monkeypatch, "gaze", "--evaluate")
     scores = json.loads((folder / "scores.json").read_text())
-    assert scores["clip"]["top1"] == 0.5
-    assert scores["gaze"] == {"angular_error": 5.0}
-    assert (folder / "README.md").read_text() == f"before\n<!-- scores -->\n{table(scores)}<!-- end -->\nafter\n"
+    assert scores["1000"]["clip"]["top1"] == 0.5
+    assert scores["1000"]["gaze"] == scores["100"]["gaze"] == {"angular_error": 5.0}
+    assert (
+        folder / "README.md"
+    ).read_text() == f"before\n<!-- scores -->\n{table(scores['1000'])}<!-- end -->\nafter\n"
 
 
 def test_a_missed_goal_is_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "evaluate", lambda name: {goal.key: goal.bound + 0.01 for goal in GOALS[name]})
+    monkeypatch.setattr(command, "evaluate", lambda name, scenes: {goal.key: goal.bound + 0.01 for goal in GOALS[name]})
     call(monkeypatch, "gaze", "--evaluate")
     assert "MISSED" in capsys.readouterr().out
     assert "5.010 (missed)" in (folder / "README.md").read_text()
