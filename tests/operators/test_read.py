@@ -126,7 +126,7 @@ def test_words_and_lines_are_docTR_s(found: list[dict[str, Any]], images: list[n
     several = 0
     for pixels, row in zip(images, found, strict=True):
         page = predictor([pixels]).pages[0]
-        assert row["text"] == page.render()
+        assert row["text"] == page.render(block_break="\n")
         lines = [line for block in page.blocks for line in block.lines]
         assert [line["text"] for line in row["lines"]] == [line.render() for line in lines]
         words = [(number, word) for number, line in enumerate(lines) for word in line.words]

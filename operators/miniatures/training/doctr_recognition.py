@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +154,8 @@ def patches(scenes: Scenes, folder: Path, made_up: int, workers: int | None = No
         folder.mkdir(parents=True, exist_ok=True)
         found = list(_printed(scenes))
         numbers = [range(start, min(start + BLOCK, made_up)) for start in range(0, made_up, BLOCK)]
-        with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+        # Not forked: OpenCV's threads, if this process has any, would leave the children waiting for ever.
+        with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn")) as pool:
             for drawn in pool.map(partial(_draw, tuple(sorted({text.lower() for text, *_ in found}))), numbers):
                 found += drawn
         sizes = np.array([pixels.shape[:2] for _, pixels, _ in found], np.int64).reshape(-1, 2)
