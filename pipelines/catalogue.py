@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from operators.base import DatasetOperator, ImageOperator, Operator
+from operators.base import DatasetOperator, ImageOperator, Operator, OperatorParams
 from operators.registry import UnknownOperator, find, names
 from pipelines.errors import UserError
 
@@ -69,12 +69,14 @@ def describe_operator(name: str) -> dict[str, Any]:
 
 
 def _about_params(cls: type[Operator]) -> dict[str, str]:
-    """What the docstring of an operator's Params says of each of them, on one line."""
+    """What the docstrings of an operator's Params and of what it inherits from say of each of them, on one line."""
     from docstring_parser import DocstringStyle, parse
 
-    text = inspect.cleandoc(cls.Params.__doc__ or "")
-    parsed = parse(text, DocstringStyle.GOOGLE)
-    return {item.arg_name: " ".join((item.description or "").split()) for item in parsed.params}
+    told: dict[str, str] = {}
+    for base in reversed(cls.Params.__mro__[: cls.Params.__mro__.index(OperatorParams)]):
+        parsed = parse(inspect.cleandoc(base.__doc__ or ""), DocstringStyle.GOOGLE)
+        told |= {item.arg_name: " ".join((item.description or "").split()) for item in parsed.params}
+    return told
 
 
 def _type_name(schema: dict[str, Any]) -> str:

@@ -5,9 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+PILLOW_OPEN = Image.open
+
+
+@pytest.fixture(autouse=True)
+def pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's own `open`: ultralytics, once imported, puts one in its place that asks for other packages."""
+    monkeypatch.setattr(Image, "open", PILLOW_OPEN)
 
 
 @pytest.fixture(autouse=True)

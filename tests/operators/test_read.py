@@ -280,6 +280,8 @@ def test_cards_of_another_task_are_refused() -> None:
         Read.Params(model=DETECTION, recognition=load_card(FOLDER / "clip-random.yaml"))
     with pytest.raises(OperatorError, match=r"must be DBNet or one of db_resnet34.* but is 'CRNN'"):
         read(model=DETECTION.model_copy(update={"architecture": "CRNN"}))
+    with pytest.raises(OperatorError, match=r"preprocess.size must be multiples of 32 .* but is \[300, 320\]"):
+        read(model=DETECTION.model_copy(update={"preprocess": {"size": [300, 320]}}))
     with pytest.raises(OperatorError, match=r"must be CRNN or one of crnn_vgg16_bn.* but is 'tesseract'"):
         read(recognition=RECOGNITION.model_copy(update={"architecture": "tesseract"}))
 

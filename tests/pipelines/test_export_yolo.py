@@ -29,7 +29,6 @@ def ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleName
         patch.setenv("YOLO_CONFIG_DIR", str(folder))
         patch.setenv("YOLO_OFFLINE", "true")
         patch.setenv("YOLO_AUTOINSTALL", "false")
-        patch.setattr(Image, "open", Image.open)  # Ultralytics puts its own in its place: not for other tests.
         from ultralytics.cfg import get_cfg
         from ultralytics.data import utils
         from ultralytics.data.dataset import YOLODataset
