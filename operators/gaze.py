@@ -14,14 +14,13 @@ from operators.base import RowError, tuning
 from operators.engines import l2cs
 from operators.model_operator import ModelOperator, ModelParams
 from operators.models.card import ModelCard, require
-from operators.schemas import DETECTIONS
+from operators.schemas import DETECTIONS, SIDES
 
 if TYPE_CHECKING:
     from operators.images import DecodedImage
 
 GazeCard = Annotated[ModelCard, AfterValidator(require("gaze", ("l2cs",)))]
 
-SIDES = ("x1", "y1", "x2", "y2")
 
 GAZES = pa.list_(
     pa.struct(

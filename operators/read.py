@@ -15,7 +15,7 @@ from operators.engines.doctr import Item, Word
 from operators.model_operator import ModelOperator, ModelParams
 from operators.models.card import ModelCard, require
 from operators.models.weights import verify
-from operators.schemas import DETECTIONS
+from operators.schemas import DETECTIONS, SIDES
 
 if TYPE_CHECKING:
     from operators.images import DecodedImage
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 DetectionCard = Annotated[ModelCard, AfterValidator(require(doctr_model.DETECTION, ("doctr",)))]
 RecognitionCard = Annotated[ModelCard, AfterValidator(require(doctr_model.RECOGNITION, ("doctr",)))]
 
-SIDES = ("x1", "y1", "x2", "y2")
 _BOX = [pa.field(side, pa.float32()) for side in SIDES]
 WORD = pa.struct(
     [

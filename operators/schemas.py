@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+SIDES = ("x1", "y1", "x2", "y2")
+"""Names of a box's coordinates, in the order of `xyxy`."""
+
 DETECTION = pa.struct(
     [
         pa.field("x1", pa.float32()),

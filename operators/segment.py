@@ -15,14 +15,13 @@ from operators.engines import segment_anything
 from operators.engines.segment_anything import Mask
 from operators.model_operator import ModelOperator, ModelParams
 from operators.models.card import ModelCard, require
-from operators.schemas import DETECTIONS
+from operators.schemas import DETECTIONS, SIDES
 
 if TYPE_CHECKING:
     from operators.images import DecodedImage
 
 SegmentationCard = Annotated[ModelCard, AfterValidator(require("segmentation", ("segment_anything",)))]
 
-SIDES = ("x1", "y1", "x2", "y2")
 MASK_BOX = pa.struct([pa.field(side, pa.float32()) for side in SIDES])
 """The extent of a mask, xyxy in pixels of the upright image; null where the mask is empty."""
 

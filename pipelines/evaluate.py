@@ -14,7 +14,7 @@ import pyarrow as pa
 from operators.measures.detections import average_precision, bbox, match
 from operators.measures.gaze import angular_error
 from operators.measures.words import Read, word_scores
-from operators.schemas import DETECTIONS
+from operators.schemas import DETECTIONS, SIDES
 from pipelines.errors import UserError
 from pipelines.export_run import labels_column
 from pipelines.inspect_run import reopen
@@ -23,8 +23,6 @@ from pipelines.outcomes import outcomes
 from pipelines.shards import read_shard
 from pipelines.steps import Input
 from pipelines.truth import Truth, read_truth
-
-SIDES = ("x1", "y1", "x2", "y2")
 
 Figures = dict[str, Any]
 

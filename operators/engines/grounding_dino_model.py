@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from operators.engines import captions
+from operators.engines import captions, pretrained
 from operators.models import weights
 from operators.models.card import ModelCard, ModelError
 from operators.models.device import seeded
@@ -47,29 +47,12 @@ def build(card: ModelCard) -> Any:
     Raises:
         ModelError: Its sizes cannot be built, or the weights are missing, corrupt or of another model.
     """
-    import transformers
-
     if card.weights.random is not None:
         model = initial(card, card.weights.random)
         with seeded(card.weights.random):
             _stir(model)
     else:
-        model_class = getattr(transformers, card.architecture)
-        config = _config(card)
-        state = weights.read(card)
-        with _silence():
-            # transformers renames old checkpoints' tensors and fills in tied ones.
-            model, report = model_class.from_pretrained(
-                None, config=config, state_dict=state, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-        weights.refuse_misfit(
-            card,
-            missing=sorted(report["missing_keys"]),
-            unexpected=sorted(name for name in report["unexpected_keys"] if not name.endswith(TABLES)),
-            mismatched=sorted(
-                f"{name} must be {tuple(want)} but is {tuple(got)}" for name, got, want in report["mismatched_keys"]
-            ),
-        )
+        model = pretrained.pretrained(card, _config(card), constants=TABLES)
     return model.float().eval().requires_grad_(False)
 
 
@@ -79,11 +62,7 @@ def initial(card: ModelCard, seed: int) -> Any:
     Raises:
         ModelError: Its sizes cannot be built.
     """
-    import transformers
-
-    config = _config(card)
-    with seeded(seed):
-        return getattr(transformers, card.architecture)(config)
+    return pretrained.initial(card, _config(card), seed)
 
 
 def _config(card: ModelCard) -> Any:
@@ -205,20 +184,3 @@ def share_backbones(model: Any) -> tuple[Any, Any]:
     inner = model.model
     inner.backbone, inner.text_backbone = Images(inner.backbone), Texts(inner.text_backbone)
     return inner.backbone, inner.text_backbone
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """transformers draws a bar and prints a report; what is wrong becomes a ModelError instead."""
-    from transformers.utils import logging as untyped
-
-    logging: Any = untyped
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

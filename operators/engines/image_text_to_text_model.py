@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from operators.engines import words
+from operators.engines import pretrained, words
 from operators.models import weights
 from operators.models.card import ModelCard, ModelError
-from operators.models.device import seeded
 
 if TYPE_CHECKING:
     import torch
@@ -66,33 +63,12 @@ def build(card: ModelCard, dtype: torch.dtype | None = None) -> Any:
         ModelError: Its sizes cannot be built, or the weights are missing, corrupt or of another model.
     """
     import torch
-    import transformers
 
     dtype = dtype or torch.float32
     if card.weights.random is not None:
         model = initial(card, card.weights.random)
     else:
-        model_class = getattr(transformers, card.architecture)
-        config = configuration(card)
-        state = weights.read(card)
-        with _silence():
-            # transformers renames old checkpoints' tensors and fills in tied ones.
-            model, report = model_class.from_pretrained(
-                None,
-                config=config,
-                state_dict=state,
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        weights.refuse_misfit(
-            card,
-            missing=sorted(report["missing_keys"]),
-            unexpected=sorted(report["unexpected_keys"]),
-            mismatched=sorted(
-                f"{name} must be {tuple(want)} but is {tuple(got)}" for name, got, want in report["mismatched_keys"]
-            ),
-        )
+        model = pretrained.pretrained(card, configuration(card), dtype)
     return model.to(dtype).eval().requires_grad_(False)
 
 
@@ -102,11 +78,7 @@ def initial(card: ModelCard, seed: int) -> Any:
     Raises:
         ModelError: Its sizes cannot be built.
     """
-    import transformers
-
-    config = configuration(card)
-    with seeded(seed):
-        return getattr(transformers, card.architecture)(config)
+    return pretrained.initial(card, configuration(card), seed)
 
 
 def configuration(card: ModelCard) -> Any:
@@ -153,20 +125,3 @@ def folder(card: ModelCard) -> Path:
         ModelError: They are not on this machine.
     """
     return weights.files(card)[0].parent
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """transformers draws a bar and prints a report; what is wrong becomes a ModelError instead."""
-    from transformers.utils import logging as untyped
-
-    logging: Any = untyped
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

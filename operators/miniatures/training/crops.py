@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from operators.miniatures.canvas import mask_box
 from operators.miniatures.training.scenes import Drawn
 
 LEAST_LEFT = 0.75
@@ -46,10 +47,5 @@ def cut(scene: Drawn, width: int, height: int, rng: np.random.Generator, mirror:
     if mirror and rng.random() < 0.5:
         pixels, labels = pixels[:, ::-1], labels[:, ::-1]
     numbers = [int(n) for n in np.flatnonzero((inside > 0) & (inside >= LEAST_LEFT * counts))]
-    boxes = np.array([_box(labels == number + 1) for number in numbers], np.float32).reshape(-1, 4)
+    boxes = np.array([mask_box(labels == number + 1) for number in numbers], np.float32).reshape(-1, 4)
     return Piece(pixels, labels, numbers, boxes)
-
-
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
