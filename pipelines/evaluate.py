@@ -32,10 +32,12 @@ class _Run:
 
     def __init__(self, folder: str) -> None:
         self.pipeline, self.layout, self.shards = reopen(folder)
+        self.keys: dict[int, list[str]] = {}
         self.outcome: dict[str, str] = {}
         try:
             for outcome in outcomes(self.layout, self.shards):
                 keys = read_shard(self.layout.store, outcome.shard, ["key"]).column(0).to_pylist()
+                self.keys[outcome.shard] = keys
                 self.outcome.update(zip(keys, outcome.final, strict=True))
         except FileNotFoundError as error:
             raise UserError(f"the run {folder} is not finished; run its pipeline again to go on") from error
@@ -43,8 +45,7 @@ class _Run:
     def values(self, column: Input) -> dict[str, Any]:
         """A column's values of the images that were kept and for which there is one."""
         found: dict[str, Any] = {}
-        for shard in sorted(self.shards):
-            keys = read_shard(self.layout.store, shard, ["key"]).column(0).to_pylist()
+        for shard, keys in self.keys.items():
             values = column_of(self.layout, column, shard).to_pylist()
             pairs = zip(keys, values, strict=True)
             found.update((key, value) for key, value in pairs if value is not None and self.outcome[key] == "kept")
@@ -117,8 +118,7 @@ def _duplicates(truth: Truth, run: _Run) -> Figures | None:
         return None
     groups: dict[str, int] = {}
     seen: set[str] = set()
-    for shard in run.shards:
-        keys = read_shard(run.layout.store, shard, ["key"]).column(0).to_pylist()
+    for shard, keys in run.keys.items():
         table = run.layout.table(column.step, shard, ["group", "decision"])
         for key, group, decision in zip(keys, *(each.to_pylist() for each in table.columns), strict=True):
             if decision in ("kept", "duplicate"):
