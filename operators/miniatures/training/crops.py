@@ -21,6 +21,7 @@ class Piece:
         pixels: uint8 (h, w, 3).
         labels: uint8 (h, w), as in `Drawn`.
         numbers: Numbers of the scene's things that are in it.
+        parts: Numbers of the scene's things that show in it, but too little of them.
         boxes: float32 (things, 4): xyxy in pixels of the piece, of what is visible in it.
     """
 
@@ -28,12 +29,13 @@ class Piece:
     labels: np.ndarray
     numbers: list[int]
     boxes: np.ndarray
+    parts: tuple[int, ...] = ()
 
 
 def cut(scene: Drawn, width: int, height: int, rng: np.random.Generator, mirror: bool = True) -> Piece:
     """Cut a piece of that size where no thing loses much of itself; if there is no such place, anywhere.
 
-    Things that lose more are not among the piece's things. Half of the pieces are mirrored.
+    Things that lose more are the piece's parts. Half of the pieces are mirrored.
     """
     high, wide = scene.labels.shape
     counts = np.bincount(scene.labels.ravel(), minlength=len(scene.things) + 1)[1:]
@@ -46,6 +48,8 @@ def cut(scene: Drawn, width: int, height: int, rng: np.random.Generator, mirror:
     pixels = np.asarray(scene.pixels[y : y + height, x : x + width])
     if mirror and rng.random() < 0.5:
         pixels, labels = pixels[:, ::-1], labels[:, ::-1]
-    numbers = [int(n) for n in np.flatnonzero((inside > 0) & (inside >= LEAST_LEFT * counts))]
+    enough = inside >= LEAST_LEFT * counts
+    numbers = [int(n) for n in np.flatnonzero((inside > 0) & enough)]
+    parts = tuple(int(n) for n in np.flatnonzero((inside > 0) & ~enough))
     boxes = np.array([mask_box(labels == number + 1) for number in numbers], np.float32).reshape(-1, 4)
-    return Piece(pixels, labels, numbers, boxes)
+    return Piece(pixels, labels, numbers, boxes, parts)

@@ -16,6 +16,7 @@ import numpy as np
 
 from operators.engines import captions, grounding_dino_model
 from operators.engines.captions import Phrase
+from operators.miniatures.objects import kinds
 from operators.miniatures.training import crops, prompts
 from operators.miniatures.training.loop import Plan, train
 from operators.miniatures.training.scenes import Scenes
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
 
 NAME = "grounding-dino-miniature"
 SCENES = 24_000
-PLAN = Plan(steps=8_000, rate=7e-4, warm_up=300, decay=0.05, average=0.9985, clip=0.5)
+PLAN = Plan(steps=18_000, rate=7e-4, warm_up=300, decay=0.05, average=0.9985, clip=0.5)
 BATCH = 8
 NAMES = (4, 14)
 """Fewest and most names asked at once."""
+BY_KIND = 0.25
+"""Share of the batches that are asked without colours, for up to every kind."""
 REPEATS = (6, 4)
 """Places of the first stage, and queries of the decoder, that learn one object."""
-ALONE = 0.75
+ALONE = 0.7
 """How far training has come when each object is left with one query."""
 
 
@@ -111,13 +114,14 @@ def _batch(
     width, height = (320, 240) if shape < 0.15 else (240, 320) if shape < 0.3 else (side, side)
     scale = short / min(width, height)
     size = [round(height * scale), round(width * scale)]
-    count = int(rng.integers(NAMES[0], NAMES[1] + 1))
+    by_kind = bool(rng.random() < BY_KIND)
+    count = int(rng.integers(NAMES[0], (len(kinds()) + 2 if by_kind else NAMES[1]) + 1))
     pixels, texts, boxes, tokens = [], [], [], []
     for number in rng.integers(len(scenes), size=BATCH):
         scene = scenes[int(number)]
         piece = crops.cut(scene, width, height, rng)
         things = [scene.things[n] for n in piece.numbers]
-        asked = prompts.ask(things, count, rng)
+        asked = prompts.ask(things, [scene.things[n] for n in piece.parts], count, rng, by_kind)
         (caption,) = captions.build_captions([Phrase(name, name, name) for name in asked.names], tokeniser)
         wanted = asked.answers.any(axis=1)
         image = torch.from_numpy(piece.pixels.copy()).permute(2, 0, 1)

@@ -22,30 +22,43 @@ class Asked:
     answers: np.ndarray
 
 
-def ask(things: Sequence[Thing], count: int, rng: np.random.Generator) -> Asked:
+def ask(
+    things: Sequence[Thing], parts: Sequence[Thing], count: int, rng: np.random.Generator, by_kind: bool = False
+) -> Asked:
     """Draw `count` names for a scene, in random order.
 
     A thing is asked for by colour and kind (most often), by kind, by both or not at all. Half of the names of what is
     not there share the kind or the colour of something that is. No held-out pair is ever asked for.
+
+    Args:
+        things: What is in the scene.
+        parts: What shows too little to be found or missed: never asked for.
+        count: How many names; there are fewer where they run out.
+        rng: What to draw with.
+        by_kind: No name has a colour, and every kind that is in the scene is asked for.
     """
     names: dict[str, None] = {}
     for thing in things:
         chance = rng.random()
-        if thing.colour is None:
-            if chance < 0.85:
+        if by_kind or thing.colour is None:
+            if by_kind or chance < 0.85:
                 names[thing.kind] = None
             continue
         if chance < 0.75:
             names[thing.name] = None
         if 0.6 < chance < 0.92:
             names[thing.kind] = None
-    chosen = list(names)[:count]
-    present = {thing.name for thing in things} | {thing.kind for thing in things}
+    unsure = {thing.name for thing in parts} | {thing.kind for thing in parts}
+    chosen = [name for name in names if name not in unsure][:count]
+    taken = {thing.name for thing in things} | {thing.kind for thing in things} | unsure
+    if by_kind:
+        absent = [name for name in (*kinds(), FACE, SIGN) if name not in taken]
+        chosen += [absent[index] for index in rng.permutation(len(absent))[: count - len(chosen)]]
     coloured = [thing for thing in things if thing.colour]
     seen = set(NAMES["seen"])
-    while len(chosen) < count:
+    while len(chosen) < count and not by_kind:
         name = _absent(coloured, rng)
-        if name not in present and name not in chosen and (" " not in name or name in seen):
+        if name not in taken and name not in chosen and (" " not in name or name in seen):
             chosen.append(name)
     order = [chosen[index] for index in rng.permutation(len(chosen))]
     return Asked(tuple(order), answers(things, order))
