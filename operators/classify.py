@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 
 from operators.base import KEPT, Decision, Needs, OperatorError, OperatorParams, TableOperator, TableResult, tuning
 from operators.embed import EmbeddingCard
-from operators.engines import open_clip
+from operators.engines import encoder
 from operators.models.weights import verify
 from operators.ontology import Ontology
 from operators.schemas import embedding
@@ -29,9 +29,11 @@ Template = Annotated[str, AfterValidator(_has_slot)]
 class Classify(TableOperator):
     """Zero-shot classification (Radford et al. 2021, CLIP, section 3.1) on top of `embed`.
 
-    A class is the mean of its prompts' vectors over all templates, each L2-normalised before and the mean after. The
-    probabilities are the softmax over all classes of the cosine times the model's learned scale: they say which class
-    fits best among those that were asked, and always sum to 1.
+    A class is the mean of its prompts' vectors over all templates, each L2-normalised before and the mean after. What
+    a probability means depends on how the model was trained. CLIP's are the softmax over all classes of the cosine
+    times its learned scale: they say which class fits best among those that were asked, and always sum to 1. SigLIP's
+    (Zhai et al. 2023) are the sigmoid of the cosine times its learned scale plus its learned bias: each says whether
+    its class is there, whatever else was asked. They don't sum to 1, and all are low where no class fits.
     """
 
     name = "classify"
@@ -57,7 +59,7 @@ class Classify(TableOperator):
         return (self.params.embedding,)
 
     def expects(self) -> dict[str, pa.DataType]:
-        return {self.params.embedding: embedding(open_clip.dimensions(self.params.model))}
+        return {self.params.embedding: embedding(encoder.dimensions(self.params.model))}
 
     def writes(self) -> pa.Schema:
         """`class`; its `probability`; the `probabilities` of all classes in the ontology's order."""
@@ -73,6 +75,7 @@ class Classify(TableOperator):
         super().check(columns)
         if not self.params.ontology.classes:
             raise OperatorError("ontology must have at least one class but is empty", ("ontology",))
+        encoder.check(self.params.model, text=True)
 
     def needs(self) -> Needs:
         return Needs(memory_gb=self.params.model.memory_gb)
@@ -85,19 +88,12 @@ class Classify(TableOperator):
         verify(self.params.model)
 
     def load(self) -> None:
-        encoder = open_clip.TextEncoder(self.params.model)
-        self._scale = encoder.scale
-        templates = self.params.templates
+        self._encoder = encoder.text_encoder(self.params.model)
+        templates, classes = self.params.templates, self.params.ontology.root.values()
         texts = [
-            template.replace("{}", prompt)
-            for prompts in self.params.ontology.root.values()
-            for prompt in prompts
-            for template in templates
+            [template.replace("{}", prompt) for prompt in prompts for template in templates] for prompts in classes
         ]
-        vectors = encoder.encode(texts)
-        counts = [len(prompts) * len(templates) for prompts in self.params.ontology.root.values()]
-        means = np.stack([part.mean(axis=0) for part in np.split(vectors, np.cumsum(counts)[:-1])])
-        self._vectors = means / np.linalg.norm(means, axis=1, keepdims=True)
+        self._vectors = encoder.class_vectors(self._encoder, texts)
 
     def compute(self, table: pa.Table) -> TableResult:
         """Rows without a usable embedding fail; the others get their classes."""
@@ -111,9 +107,8 @@ class Classify(TableOperator):
         usable = np.isfinite(norms) & (norms > 0)
 
         # Stored embeddings are float16: their length is 1 only to three digits.
-        logits = self._scale * (vectors[usable] / norms[usable, None]) @ self._vectors.T
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
+        cosines = (vectors[usable] / norms[usable, None]) @ self._vectors.T
+        probabilities = self._encoder.probabilities(cosines).astype(np.float32)
         best = probabilities.argmax(axis=1)
 
         classes, where = self.params.ontology.classes, np.flatnonzero(usable)

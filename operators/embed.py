@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import AfterValidator
 
 from operators.base import RowError, tuning
-from operators.engines import open_clip
+from operators.engines import encoder
 from operators.model_operator import ModelOperator, ModelParams
 from operators.models.card import ModelCard, require
 from operators.schemas import embedding
@@ -18,14 +18,16 @@ from operators.schemas import embedding
 if TYPE_CHECKING:
     from operators.images import DecodedImage
 
-EmbeddingCard = Annotated[ModelCard, AfterValidator(require("embedding", ("open_clip",)))]
-"""A card that `embed` and `classify` can use."""
+EmbeddingCard = Annotated[ModelCard, AfterValidator(require("embedding", encoder.ENGINES))]
+"""A card that `embed` can use, and if its model reads text, `classify` and `moderate` too."""
 
 
 class Embed(ModelOperator):
-    """Image vectors of a contrastive image-text model (Radford et al. 2021, CLIP), L2-normalised.
+    """Image vectors of a model that learned to compare (CLIP, SigLIP 2, DINOv3), L2-normalised.
 
-    Two images that show the same have a high cosine; `deduplicate`, `cluster` and `classify` build on it.
+    Two images that show the same have a high cosine; `deduplicate`, `cluster` and `classify` build on it. CLIP (Radford
+    et al. 2021) and SigLIP 2 (Tschannen et al. 2025) put texts into the same space, which `classify` needs; DINOv3
+    (Siméoni et al. 2025) has seen images only: its vectors tell more about look and shape, and nothing about words.
     """
 
     name = "embed"
@@ -44,14 +46,14 @@ class Embed(ModelOperator):
     params: Params
 
     def writes(self) -> pa.Schema:
-        return pa.schema([pa.field("embedding", embedding(open_clip.dimensions(self.params.model)))])
+        return pa.schema([pa.field("embedding", embedding(encoder.dimensions(self.params.model)))])
 
     def check(self, columns: Mapping[str, pa.DataType]) -> None:
         super().check(columns)
-        open_clip.settings(self.params.model)
+        encoder.check(self.params.model)
 
     def load(self) -> None:
-        self._encoder = open_clip.ImageEncoder(self.params.model, self.params.dtype)
+        self._encoder = encoder.image_encoder(self.params.model, self.params.dtype)
 
     def prepare(self, image: DecodedImage, row: Mapping[str, Any]) -> Any:
         return self._encoder.prepare(image.pil())

@@ -20,12 +20,14 @@ BUILT_IN = {
     "embed": "operators.embed:Embed",
     "classify": "operators.classify:Classify",
     "deduplicate": "operators.deduplicate:Deduplicate",
+    "moderate": "operators.moderate:Moderate",
     "detect": "operators.detect:Detect",
     "select": "operators.select:Select",
     "segment": "operators.segment:Segment",
     "read": "operators.read:Read",
     "gaze": "operators.gaze:Gaze",
     "ask": "operators.ask:Ask",
+    "pipeline": "operators.pipeline:Pipeline",
     "split": "operators.split:Split",
 }
 """Name → where it is. A new operator gets a file and a line here."""

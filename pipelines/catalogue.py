@@ -129,7 +129,12 @@ def list_models() -> list[dict[str, Any]]:
                 "task": card.task,
                 "engine": card.engine,
                 "architecture": card.architecture,
-                "weights": weights.hub or weights.url or weights.path or f"random, seed {weights.random}",
+                "weights": weights.hub
+                or weights.url
+                or weights.path
+                or weights.package
+                or weights.endpoint
+                or f"random, seed {weights.random}",
                 "licence": card.licence,
                 "memory_gb": card.memory_gb,
                 "here": available(card),

@@ -60,6 +60,19 @@ def dimensions(card: ModelCard) -> int:
     return int(model_config(card)["embed_dim"])
 
 
+def check(card: ModelCard) -> None:
+    """Refuse a card that cannot work; loads nothing.
+
+    Raises:
+        ModelError: Its architecture or a section does not fit.
+    """
+    settings(card)
+
+
+def check_text(card: ModelCard) -> None:
+    """Refuse a card whose model cannot read text: none, because `model_config` takes none without a text side."""
+
+
 def settings(card: ModelCard) -> Preprocess:
     """The card's `preprocess` section.
 
@@ -78,6 +91,24 @@ def image_transform_of(given: Preprocess) -> Any:
     from open_clip.transform import image_transform
 
     return image_transform(given.size, False, given.mean, given.std, given.resize_mode, given.interpolation)
+
+
+def image_encoder(card: ModelCard, dtype: Dtype = "auto") -> ImageEncoder:
+    """The image side of the card's model.
+
+    Raises:
+        ModelError: The weights are missing, corrupt or of another model.
+    """
+    return ImageEncoder(card, dtype)
+
+
+def text_encoder(card: ModelCard) -> TextEncoder:
+    """The text side of the card's model.
+
+    Raises:
+        ModelError: The weights are missing, corrupt or of another model.
+    """
+    return TextEncoder(card)
 
 
 class ImageEncoder:
@@ -134,17 +165,14 @@ class ImageEncoder:
 class TextEncoder:
     """The text side of a model, in float32.
 
-    Attributes:
-        scale: What a cosine is multiplied with before the softmax.
+    Args:
+        card: A card whose engine is open_clip.
+
+    Raises:
+        ModelError: The weights are missing, corrupt or of another model.
     """
 
     def __init__(self, card: ModelCard) -> None:
-        """Args:
-        card: A card whose engine is open_clip.
-
-        Raises:
-            ModelError: The weights are missing, corrupt or of another model.
-        """
         from open_clip import SimpleTokenizer
 
         text = model_config(card)["text_cfg"]
@@ -152,7 +180,7 @@ class TextEncoder:
             context_length=text.get("context_length", 77), **text.get("tokenizer_kwargs", {})
         )
         model = build(card)
-        self.scale = float(model.logit_scale.detach().exp())
+        self._scale = float(model.logit_scale.detach().exp())
         del model.visual
         self.device = pick_device()
         self._model = model.to(self.device)
@@ -179,6 +207,13 @@ class TextEncoder:
                 tokens = self._tokenizer(list(texts[start : start + TEXTS])).to(self.device)
                 parts.append(self._model.encode_text(tokens, normalize=True).cpu().numpy())
         return np.concatenate(parts)
+
+    def probabilities(self, cosines: np.ndarray) -> np.ndarray:
+        """Which text fits best: the softmax over the texts of the cosine times the learned scale."""
+        from scipy.special import softmax
+
+        found: np.ndarray = softmax(np.float32(self._scale) * cosines, axis=1)
+        return found
 
 
 def build(card: ModelCard) -> Any:

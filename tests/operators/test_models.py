@@ -88,7 +88,8 @@ def test_shipped_card_is_whole(path: Path) -> None:
             shipped.digest()
         return
     assert len(shipped.digest()) == 64
-    assert shipped.weights.random is not None or not weights.available(shipped) or weights.files(shipped)
+    elsewhere = shipped.weights.random is not None or shipped.weights.endpoint is not None
+    assert elsewhere or not weights.available(shipped) or weights.files(shipped)
     if shipped.weights.random is not None:
         assert "test" in shipped.note.lower()
     elif shipped.weights.hub is not None and len(str(shipped.weights.revision)) != 40:
@@ -129,13 +130,22 @@ def test_planning_imports_no_model_library() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": {}}, "weights: must have exactly one of hub, url, path and random but has none"),
+        (
+            {"weights": {}},
+            "weights: must have exactly one of hub, url, path, package, random and endpoint but has none",
+        ),
         ({"weights": {"random": 1, "path": "x"}}, "weights: must have exactly one of"),
         ({"weights": {"hub": "a/b", "file": "x"}}, "weights: with hub must name a revision and a file"),
+        ({"weights": {"package": "a"}}, "weights: with package must name a file in it"),
         ({"weights": {"hub": "no-slash", "revision": "main", "file": "x"}}, "weights.hub: .* found 'no-slash'"),
         ({"weights": {"url": "https://x/y.safetensors"}}, "weights: with url must give the sha256"),
         ({"weights": {"random": 1, "sha256": "0" * 64}}, "weights: random weights have no sha256"),
         ({"weights": {"random": 1, "extra_files": ["x"]}}, "weights: extra_files belong to"),
+        ({"weights": {"endpoint": "http://x/v1"}}, "engine openai and weights.endpoint go together"),
+        ({"engine": "openai"}, "engine openai and weights.endpoint go together"),
+        ({"weights": {"endpoint": "localhost:8000"}}, "weights.endpoint: must be an http or https address"),
+        ({"weights": {"endpoint": "http://x/v1", "sha256": "0" * 64}}, "weights: endpoint weights have no sha256"),
+        ({"weights": {"random": 1, "api_key_env": "KEY"}}, "weights: api_key_env belongs to endpoint, not to random"),
         ({"weights": {"path": "x", "sha256": "ABC"}}, "weights.sha256: .* found 'ABC'"),
         ({"weights": {"path": "x", "revision": "main"}}, "weights: revision and file belong to hub, not to path"),
         ({"weights": {"random": -1}}, "weights.random: .* found -1"),
@@ -152,6 +162,17 @@ def test_bad_card_names_file_and_key(tmp_path: Path, changes: dict[str, Any], me
         load_card(path)
     assert str(path) in error.value.message
     assert error.value.param == ("model",)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "variable"),
+    [("https://x/v1", "sk-hunter2"), ("https://me:hunter2@x/v1", "KEY"), ("https://x/v1?key=hunter2", "KEY")],
+)
+def test_a_secret_in_a_card_is_refused_and_not_shown(tmp_path: Path, endpoint: str, variable: str) -> None:
+    given = {"endpoint": endpoint, "api_key_env": variable}
+    with pytest.raises(ModelError, match=r"weights\.(endpoint|api_key_env): must be") as error:
+        load_card(write_card(tmp_path / "bad.yaml", engine="openai", weights=given))
+    assert "hunter2" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "", "just words", "\x00"])
@@ -241,6 +262,15 @@ def test_digest_of_a_hub_file_is_its_revision_and_needs_no_file() -> None:
     assert len(digests) == 3
 
 
+def test_digest_of_an_endpoint_is_its_address_and_the_models_name() -> None:
+    def digest(address: str, name: str = "a", **more: str) -> str:
+        return card({"endpoint": address, **more}, engine="openai", architecture=name).digest()
+
+    first = digest("http://x/v1")
+    assert digest("http://x/v1/", api_key_env="KEY") == first
+    assert len({first, digest("http://y/v1"), digest("http://x/v1", "b")}) == 3
+
+
 def test_digest_of_a_missing_path(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"weights of card small must be at .*none\.safetensors"):
         card({"path": str(tmp_path / "none.safetensors")}).digest()
@@ -318,6 +348,13 @@ def test_random_weights_have_no_files() -> None:
     assert weights.files(given) == []
     assert weights.available(given)
     assert weights.pull(given) == []
+
+
+def test_an_endpoint_has_no_files() -> None:
+    given = card({"endpoint": "http://x/v1"}, engine="openai")
+    assert weights.files(given) == weights.pull(given) == []
+    assert weights.available(given)
+    weights.verify(given)
 
 
 # ---------------------------------------------------------------- fetching
