@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -11,17 +12,54 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field
 
 from operators.base import OperatorError, RowError, tuning
-from operators.engines import grounding_dino
-from operators.engines.detector import Answer
+from operators.engines.detector import Answer, Detector
+from operators.engines.grounding_dino import GroundingDino
+from operators.engines.groundingdino_original import OriginalGroundingDino
+from operators.engines.owlv2 import Owlv2
 from operators.model_operator import ModelOperator, ModelParams
-from operators.models.card import ModelCard, require
+from operators.models.card import ModelCard, ModelError, require
 from operators.ontology import Ontology
 from operators.schemas import DETECTIONS
 
 if TYPE_CHECKING:
     from operators.images import DecodedImage
 
-DetectionCard = Annotated[ModelCard, AfterValidator(require("detection", ("transformers",)))]
+DETECTORS: dict[str, tuple[type[Detector], ...]] = {
+    "transformers": (GroundingDino, Owlv2),
+    "groundingdino": (OriginalGroundingDino,),
+}
+"""What a card's `engine` can build."""
+
+DetectionCard = Annotated[ModelCard, AfterValidator(require("detection", tuple(DETECTORS)))]
+
+
+def detector(card: ModelCard) -> type[Detector]:
+    """The engine that builds a card.
+
+    Raises:
+        ModelError: None knows its architecture.
+    """
+    for found in DETECTORS[card.engine]:
+        if card.architecture in found.architectures:
+            return found
+    known = [name for each in DETECTORS[card.engine] for name in each.architectures]
+    raise ModelError(
+        f"model card {card.name}: architecture must be one of {', '.join(known)} but is {card.architecture}"
+    )
+
+
+def refuse_missing(card: ModelCard) -> None:
+    """Say how to install the optional dependency that a card's engine needs.
+
+    Raises:
+        ModelError: It is not installed.
+    """
+    extra = detector(card).extra
+    if extra is not None and find_spec(extra) is None:
+        raise ModelError(
+            f"model card {card.name} needs the module {extra}, which is not installed; "
+            f"run `pip install --editable '.[{extra}]'` in labelmill's folder"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +72,12 @@ class Item:
 
 
 class Detect(ModelOperator):
-    """Open-vocabulary detection with Grounding DINO (Liu et al. 2023) and its relatives.
+    """Open-vocabulary detection: Grounding DINO (Liu et al. 2023) and its relatives, OWLv2 (Minderer et al. 2023).
 
     Every prompt of the ontology is asked, however many there are. A detection is a pair of a candidate box and a
-    prompt: its score is the mean over the prompt's tokens of the token's probability, as in the paper's COCO figures.
-    Detections are raw: overlapping boxes, synonyms and low scores are all there, for `select` to decide about.
+    prompt. Grounding DINO scores it by the mean over the prompt's tokens of the token's probability, as in the paper's
+    COCO figures, OWLv2 by the prompt's own probability. Detections are raw: overlapping boxes, synonyms and low scores
+    are all there, for `select` to decide about.
     """
 
     name = "detect"
@@ -70,11 +109,17 @@ class Detect(ModelOperator):
         super().check(columns)
         if not self.params.ontology.classes:
             raise OperatorError("ontology must have at least one class but is empty", ("ontology",))
-        grounding_dino.check(self.params.model, self.params.ontology)
+        detector(self.params.model).check(self.params.model, self.params.ontology)
+
+    def ready(self) -> None:
+        super().ready()
+        refuse_missing(self.params.model)
 
     def load(self) -> None:
-        grounding_dino.check(self.params.model, self.params.ontology)
-        self._engine = grounding_dino.GroundingDino(self.params.model, self.params.dtype)
+        card = self.params.model
+        detector(card).check(card, self.params.ontology)
+        refuse_missing(card)
+        self._engine = detector(card)(card, self.params.dtype)
         self._asked = self._engine.ask(self.params.ontology)
 
     def prepare(self, image: DecodedImage, row: Mapping[str, Any]) -> Item:

@@ -20,31 +20,21 @@ from typing import Protocol
 import numpy as np
 
 from operators.base import OperatorError
+from operators.engines import detector
+from operators.engines.detector import Phrase, refuse_collision
 from operators.ontology import Ontology
 
 UNKNOWN, START, END, DOT, QUESTION = 100, 101, 102, 1012, 1029
 """Ids of ``[UNK] [CLS] [SEP] . ?`` in BERT's vocabulary; transformers hard-codes the last four."""
+
+DROPPED = "dots, question marks and underscores"
+"""What `clean` leaves out of a prompt besides case, in words."""
 
 
 class Tokeniser(Protocol):
     """What is needed of a Hugging Face tokenizer."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Phrase:
-    """A prompt as the model is asked.
-
-    Attributes:
-        prompt: As the ontology has it.
-        name: The canonical class.
-        text: As the caption has it.
-    """
-
-    prompt: str
-    name: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +65,8 @@ def clean(prompt: str) -> str:
 
 
 def phrases(ontology: Ontology) -> list[Phrase]:
-    """The phrases that ask for an ontology, each once, sorted by text: the order of its classes changes nothing.
-
-    Raises:
-        OperatorError: Nothing is left of a prompt, or one phrase would ask for two classes.
-    """
-    asked: dict[str, Phrase] = {}
-    for prompt, name in ontology.prompts():
-        text = clean(prompt)
-        if not text:
-            raise OperatorError(f"prompt {prompt!r} must have more than dots and question marks", ("ontology", name))
-        known = asked.setdefault(text, Phrase(prompt, name, text))
-        if known.name != name:
-            raise _collision(known, Phrase(prompt, name, text))
-    return [asked[text] for text in sorted(asked)]
+    """See `operators.engines.detector.phrases`."""
+    return detector.phrases(ontology, clean, DROPPED)
 
 
 def build_captions(asked: Sequence[Phrase], tokeniser: Tokeniser, limit: int = 256) -> list[Caption]:
@@ -106,9 +84,7 @@ def build_captions(asked: Sequence[Phrase], tokeniser: Tokeniser, limit: int = 2
     tokens = [_tokens(phrase, tokeniser, limit) for phrase in asked]
     owners: dict[tuple[int, ...], Phrase] = {}
     for phrase, ids in zip(asked, tokens, strict=True):
-        known = owners.setdefault(ids, phrase)
-        if known.name != phrase.name:
-            raise _collision(known, phrase)
+        refuse_collision(owners.setdefault(ids, phrase), phrase, DROPPED)
 
     sizes = [len(ids) + 1 for ids in tokens]
     few = len(_pack(sizes, limit - 2))
@@ -150,11 +126,3 @@ def _caption(members: Sequence[int], tokens: Sequence[tuple[int, ...]]) -> Capti
         spans.append((len(ids), len(ids) + len(tokens[member])))
         ids += [*tokens[member], DOT]
     return Caption((*ids, END), tuple(members), tuple(spans))
-
-
-def _collision(one: Phrase, other: Phrase) -> OperatorError:
-    return OperatorError(
-        f"prompts {one.prompt!r} of {one.name!r} and {other.prompt!r} of {other.name!r} must differ in more than "
-        f"case, dots and accents: the model is asked {other.text!r} for both",
-        ("ontology", other.name),
-    )

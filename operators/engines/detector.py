@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from operators.base import OperatorError
+from operators.models.card import Dtype, ModelCard
 from operators.ontology import Ontology
 
 
@@ -27,7 +29,33 @@ class Answer:
 
 
 class Detector(Protocol):
-    """An open-vocabulary detector with its weights loaded."""
+    """An open-vocabulary detector with its weights loaded.
+
+    Attributes:
+        architectures: What a card's `architecture` may be.
+        extra: The optional dependency that the engine needs, by the name of its module and of labelmill's extra.
+    """
+
+    architectures: ClassVar[Collection[str]]
+    extra: ClassVar[str | None]
+
+    def __init__(self, card: ModelCard, dtype: Dtype) -> None:
+        """Load a card of one of the architectures.
+
+        Raises:
+            ModelError: The weights are missing, corrupt or of another model.
+        """
+        ...
+
+    @staticmethod
+    def check(card: ModelCard, ontology: Ontology) -> None:
+        """Refuse a card or prompts that cannot work, without loading anything.
+
+        Raises:
+            ModelError: The card's sections.
+            OperatorError: The prompts.
+        """
+        ...
 
     def ask(self, ontology: Ontology) -> list[tuple[str, str]]:
         """Fix what to look for.
@@ -55,3 +83,52 @@ class Detector(Protocol):
     def detect(self, items: Sequence[Any]) -> Iterator[Answer]:
         """Look for everything that was asked, in as many answers as the engine likes, each prompt in exactly one."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """A prompt as the model is asked.
+
+    Attributes:
+        prompt: As the ontology has it.
+        name: The canonical class.
+        text: As the model reads it.
+    """
+
+    prompt: str
+    name: str
+    text: str
+
+
+def phrases(ontology: Ontology, clean: Callable[[str], str], dropped: str) -> list[Phrase]:
+    """The phrases that ask for an ontology, each once, sorted by text: the order of its classes changes nothing.
+
+    Args:
+        ontology: What to look for.
+        clean: From a prompt to the text that the model reads.
+        dropped: What `clean` leaves out, in words.
+
+    Raises:
+        OperatorError: Nothing is left of a prompt, or one phrase would ask for two classes.
+    """
+    asked: dict[str, Phrase] = {}
+    for prompt, name in ontology.prompts():
+        phrase = Phrase(prompt, name, clean(prompt))
+        if not phrase.text:
+            raise OperatorError(f"prompt {prompt!r} must have more than {dropped}", ("ontology", name))
+        refuse_collision(asked.setdefault(phrase.text, phrase), phrase, dropped)
+    return [asked[text] for text in sorted(asked)]
+
+
+def refuse_collision(one: Phrase, other: Phrase, dropped: str) -> None:
+    """Say that two phrases, which the model cannot tell apart, ask for different classes.
+
+    Raises:
+        OperatorError: Unless both are of one class.
+    """
+    if one.name != other.name:
+        raise OperatorError(
+            f"prompts {one.prompt!r} of {one.name!r} and {other.prompt!r} of {other.name!r} must differ in more than "
+            f"case, accents, {dropped}: the model is asked {other.text!r} for both",
+            ("ontology", other.name),
+        )

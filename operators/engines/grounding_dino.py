@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,39 +34,32 @@ class Preprocess(BaseModel):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
-def check(card: ModelCard, ontology: Ontology) -> None:
-    """Refuse a card or prompts that cannot work, without loading anything.
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a model's sizes allow.
 
-    Raises:
-        ModelError: The card's sections or architecture.
-        OperatorError: The prompts.
+    Attributes:
+        queries: Candidates that it chooses per image.
+        levels: Feature maps, at strides 8, 16, 32, ….
+        vocabulary: Tokens that its text backbone knows.
+        tokens: Tokens of a caption.
     """
-    if card.architecture not in ARCHITECTURES:
-        raise ModelError(
-            f"model card {card.name}: architecture must be one of {', '.join(ARCHITECTURES)} but is {card.architecture}"
-        )
-    given = card.section("preprocess", Preprocess)
-    if given.short > given.long:
-        raise ModelError(f"model card {card.name}: preprocess.short must be at most {given.long} but is {given.short}")
-    config = card.section("config", Config)
-    if card.weights.random is not None and (config.model is None or config.tokenizer is None):
-        raise ModelError(f"model card {card.name}: config must have model and tokenizer when weights are random")
-    captions.phrases(ontology)
+
+    queries: int
+    levels: int
+    vocabulary: int
+    tokens: int
 
 
 class GroundingDino:
-    """A `Detector`.
+    """A `Detector`: transformers' models. The authors' own differs in `_build` and `_look` only.
 
     The image backbone does not see the text, nor the text backbone the image: the first runs once per batch, however
     many captions are asked, and the second once per caption, however many images are seen.
-
-    Args:
-        card: A card whose architecture is one of `ARCHITECTURES`.
-        dtype: Arithmetic.
-
-    Raises:
-        ModelError: The weights are missing, corrupt or of another model.
     """
+
+    architectures: ClassVar[Collection[str]] = ARCHITECTURES
+    extra: ClassVar[str | None] = None
 
     def __init__(self, card: ModelCard, dtype: Dtype = "auto") -> None:
         import torch
@@ -79,18 +73,31 @@ class GroundingDino:
         self.device = pick_device()
         self.dtype = pick_dtype(dtype, card, self.device)
         self.tokenizer = tokenizer(card)
-        self.model = build(card).to(self.device)
-        self._images, self._texts = share_backbones(self.model)
+        self._sizes = self._build()
         # Bytes are normalised on the device: they are a quarter of what floats would be to keep and to send.
         self._mean = 255 * torch.tensor(self._size.mean, device=self.device).view(3, 1, 1)
         self._std = 255 * torch.tensor(self._size.std, device=self.device).view(3, 1, 1)
         self.captions: list[captions.Caption] = []
 
+    @staticmethod
+    def check(card: ModelCard, ontology: Ontology) -> None:
+        """See `Detector`."""
+        config = card.section("config", Config)
+        if card.weights.random is not None and (config.model is None or config.tokenizer is None):
+            raise ModelError(f"model card {card.name}: config must have model and tokenizer when weights are random")
+        check_input(card, ontology)
+
+    def _build(self) -> Sizes:
+        self.model = build(self._card).to(self.device)
+        self._images, self._texts = share_backbones(self.model)
+        config = self.model.config
+        return Sizes(config.num_queries, config.num_feature_levels, config.text_config.vocab_size, config.max_text_len)
+
     def ask(self, ontology: Ontology) -> list[tuple[str, str]]:
         """See `Detector`. Prompts go into captions sorted, whatever the order of the ontology's classes."""
         asked = captions.phrases(ontology)
-        self.captions = captions.build_captions(asked, self.tokenizer, self.model.config.max_text_len)
-        known = self.model.config.text_config.vocab_size
+        self.captions = captions.build_captions(asked, self.tokenizer, self._sizes.tokens)
+        known = self._sizes.vocabulary
         if (largest := max((max(caption.ids) for caption in self.captions), default=0)) >= known:
             raise ModelError(
                 f"model card {self._card.name}: the tokenizer must have at most the model's {known} tokens "
@@ -112,7 +119,7 @@ class GroundingDino:
 
         height, width = pixels.shape[:2]
         new_height, new_width = self._target((height, width), self._size.short, self._size.long)
-        places, wanted = self.places(new_height, new_width), self.model.config.num_queries
+        places, wanted = self.places(new_height, new_width), self._sizes.queries
         if places < wanted:
             raise RowError(
                 f"an image of {width} × {height} is too long and thin: at {new_width} × {new_height} the model has "
@@ -124,7 +131,7 @@ class GroundingDino:
 
     def places(self, height: int, width: int) -> int:
         """Cells of the feature maps of an image, at strides 8, 16, 32, …: where the model looks for candidates."""
-        strides = [8 << level for level in range(self.model.config.num_feature_levels)]
+        strides = [8 << level for level in range(self._sizes.levels)]
         return sum(-(-height // stride) * -(-width // stride) for stride in strides)
 
     def bucket(self, item: torch.Tensor) -> Hashable:
@@ -146,12 +153,40 @@ class GroundingDino:
     def _detect(self, batch: torch.Tensor, caption: captions.Caption) -> Answer:
         import torch
 
-        pixels = (batch.float() - self._mean) / self._std
-        ids = torch.tensor(caption.ids, device=self.device).expand(len(batch), -1)
-        outputs = self.model(pixel_values=pixels, input_ids=ids)
+        logits, found = self._look((batch.float() - self._mean) / self._std, caption)
         with torch.autocast(self.device.type, enabled=False):
-            tokens = outputs.logits[..., : len(caption.ids)].float().sigmoid()
+            tokens = logits[..., : len(caption.ids)].float().sigmoid()
             scores = tokens @ torch.from_numpy(caption.positive_map()).to(self.device)
-            centre, size = outputs.pred_boxes.float().split(2, dim=-1)
+            centre, size = found.float().split(2, dim=-1)
             boxes = torch.cat([centre - size / 2, centre + size / 2], dim=-1)
         return Answer(np.array(caption.phrases), scores.cpu().numpy(), boxes.cpu().numpy())
+
+    def _look(self, pixels: torch.Tensor, caption: captions.Caption) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the model.
+
+        Args:
+            pixels: float32 (n, 3, height, width), normalised.
+            caption: What is asked of all of them.
+
+        Returns:
+            A logit per candidate and token (n, queries, tokens or more), and the candidates' boxes (n, queries, 4):
+            centre and size as fractions of the image.
+        """
+        import torch
+
+        ids = torch.tensor(caption.ids, device=self.device).expand(len(pixels), -1)
+        outputs = self.model(pixel_values=pixels, input_ids=ids)
+        return outputs.logits, outputs.pred_boxes
+
+
+def check_input(card: ModelCard, ontology: Ontology) -> None:
+    """Refuse preprocessing or prompts that no Grounding DINO can work with.
+
+    Raises:
+        ModelError: The card's `preprocess` section.
+        OperatorError: The prompts.
+    """
+    given = card.section("preprocess", Preprocess)
+    if given.short > given.long:
+        raise ModelError(f"model card {card.name}: preprocess.short must be at most {given.long} but is {given.short}")
+    captions.phrases(ontology)

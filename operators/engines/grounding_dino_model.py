@@ -24,21 +24,31 @@ TABLES = ("position_ids", "relative_position_index")
 """Constants that older versions of transformers saved among the weights."""
 
 
-class Config(BaseModel):
-    """The `config` section of a card.
+class Vocabulary(BaseModel):
+    """What the `config` section of a card says of the tokenizer.
 
     Attributes:
-        model: Arguments of the configuration class; without them, ``config.json`` beside the weights.
         tokenizer: ``ascii`` for the vocabulary of `operators.engines.wordpiece`; without it, the tokenizer's files
             beside the weights.
         words: Words that are one token each in the ``ascii`` vocabulary.
     """
 
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    tokenizer: Literal["ascii"] | None = None
+    words: tuple[str, ...] = ()
+
+
+class Config(Vocabulary):
+    """The `config` section of a card.
+
+    Attributes:
+        model: Arguments of the configuration class; without them, ``config.json`` beside the weights.
+    """
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: dict[str, Any] | None = None
-    tokenizer: Literal["ascii"] | None = None
-    words: tuple[str, ...] = ()
 
 
 def build(card: ModelCard) -> Any:
@@ -104,7 +114,7 @@ def tokenizer(card: ModelCard) -> Any:
     Raises:
         ModelError: Its files are missing or corrupt, or it is not BERT's.
     """
-    config = card.section("config", Config)
+    config = card.section("config", Vocabulary)
     if config.tokenizer == "ascii":
         from operators.engines.wordpiece import ascii_tokenizer
 

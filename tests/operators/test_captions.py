@@ -128,7 +128,7 @@ def test_clean(prompt: str, text: str) -> None:
 
 @pytest.mark.parametrize("prompt", ["...", "?", " . ? _ "])
 def test_nothing_left_of_a_prompt(prompt: str) -> None:
-    with pytest.raises(OperatorError, match="must have more than dots and question marks") as error:
+    with pytest.raises(OperatorError, match="must have more than dots, question marks and underscores") as error:
         captions.phrases(Ontology({"thing": ["thing", prompt]}))
     assert error.value.param == ("ontology", "thing")
 
@@ -138,7 +138,7 @@ def test_two_classes_that_are_asked_alike() -> None:
         captions.phrases(Ontology({"set": "T.V.", "letters": "t v"}))
     assert error.value.param == ("ontology", "letters")
     asked = captions.phrases(Ontology({"cup": "café", "shop": "cafe"}))
-    with pytest.raises(OperatorError, match="must differ in more than case, dots and accents"):
+    with pytest.raises(OperatorError, match="must differ in more than case, accents, dots"):
         captions.build_captions(asked, TOKENISER)
 
 
