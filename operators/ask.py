@@ -6,19 +6,24 @@ from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pyarrow as pa
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from operators.base import RowError, tuning
-from operators.engines import image_text_to_text
+from operators.base import Needs, RowError, tuning
+from operators.engines import answerer
+from operators.engines.answerer import Reply, Requests
+from operators.engines.json_answer import JsonAnswer
 from operators.model_operator import ModelOperator, ModelParams
 from operators.models.card import ModelCard, require
 
 if TYPE_CHECKING:
     from operators.images import DecodedImage
 
-AnswerCard = Annotated[ModelCard, AfterValidator(require("image-text-to-text", ("transformers",)))]
+AnswerCard = Annotated[ModelCard, AfterValidator(require("image-text-to-text", answerer.ENGINES))]
 
 Choice = Annotated[str, Field(min_length=1, pattern=r"^\S(.*\S)?$")]
+
+WAVES = 4
+"""Images handed to an endpoint at a time, for each request in flight: the slowest of them holds the others up less."""
 
 
 def _choices(answers: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -27,11 +32,18 @@ def _choices(answers: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return answers
 
 
+def _schema(schema: dict[str, Any] | None) -> dict[str, Any] | None:
+    if schema is not None:
+        JsonAnswer(schema)
+    return schema
+
+
 class Ask(ModelOperator):
     """Captions, and answers to questions, of a vision-language model (Liu et al. 2023, LLaVA, and its many relatives).
 
     Every image is shown with the same prompt. Without `answers` the model writes what it likes, always the likeliest
-    next word; with them it chooses, and says how sure it is.
+    next word; with them it chooses, and says how sure it is; with a `schema` it answers with JSON. The model runs here,
+    or behind any OpenAI-compatible endpoint: an image that the endpoint does not answer for is failed, with the reason.
     """
 
     name = "ask"
@@ -44,40 +56,83 @@ class Ask(ModelOperator):
             prompt: A question or an instruction.
             answers: What to choose from, such as [yes, no]; the likeliest is the answer. Any text if not given. As the
                 model would write them: many begin an answer with a capital.
+            json_schema: A JSON schema (`schema` in a pipeline); images whose answers do not fit it are failed.
             max_tokens: A text is cut off after so many tokens; a word has one to three.
             batch: Images per call of the model.
+            concurrency: Requests in flight to an endpoint, of each worker.
+            timeout: Seconds until a request to an endpoint is given up.
+            retries: How often a request to an endpoint is sent again, after pauses that grow from half a second to
+                eight, or that the server asks for.
         """
 
         model: AnswerCard = tuning(...)
         prompt: str = Field("Describe the image.", min_length=1)
         answers: Annotated[tuple[Choice, ...] | None, AfterValidator(_choices)] = None
+        json_schema: Annotated[dict[str, Any] | None, AfterValidator(_schema)] = Field(None, alias="schema")
         max_tokens: int = Field(128, ge=1)
         batch: int = tuning(8, ge=1)
+        concurrency: int = tuning(8, ge=1)
+        timeout: float = Field(120, gt=0)
+        retries: int = Field(4, ge=0)
+
+        @model_validator(mode="after")
+        def _one_form(self) -> Ask.Params:
+            if self.answers is not None and self.json_schema is not None:
+                raise ValueError("must have answers or a schema, not both")
+            return self
 
     params: Params
 
+    @property
+    def batch(self) -> int:
+        return self.params.concurrency * WAVES if self._remote else self.params.batch
+
+    @property
+    def _remote(self) -> bool:
+        return self.params.model.weights.endpoint is not None
+
+    def needs(self) -> Needs:
+        return Needs(gpu=not self._remote, memory_gb=self.params.model.memory_gb)
+
     def writes(self) -> pa.Schema:
-        """`answer`; and `probability`, 0…1, of the answer among `answers`, null where those are not given."""
+        """`answer`, with a schema JSON whose keys are sorted; and `probability`, 0…1, of the answer among `answers`,
+        null where those are not given or the endpoint does not tell."""
         return pa.schema([pa.field("answer", pa.string()), pa.field("probability", pa.float32())])
 
     def check(self, columns: Mapping[str, pa.DataType]) -> None:
         super().check(columns)
-        image_text_to_text.check(self.params.model)
+        given = self.params
+        answerer.check(given.model, given.prompt, given.answers, given.json_schema)
+
+    def ready(self) -> None:
+        super().ready()
+        if self._remote:
+            from operators.engines.openai_endpoint import Endpoint
+
+            engine = self._asked()
+            assert isinstance(engine, Endpoint)
+            engine.reach()
 
     def load(self) -> None:
-        self._engine = image_text_to_text.ImageTextToText(self.params.model, self.params.dtype)
-        self._engine.ask(self.params.prompt, self.params.answers, self.params.max_tokens)
+        self._engine = self._asked()
+
+    def _asked(self) -> answerer.Answerer:
+        given = self.params
+        engine = answerer.answerer(given.model, given.dtype, Requests(given.concurrency, given.timeout, given.retries))
+        engine.ask(given.prompt, given.answers, given.max_tokens, given.json_schema)
+        return engine
 
     def prepare(self, image: DecodedImage, row: Mapping[str, Any]) -> Any:
-        return self._engine.prepare(image.pixels)
+        return self._engine.prepare(image)
 
     def bucket(self, item: Any) -> Hashable:
         return self._engine.bucket(item)
 
     def infer(self, items: list[Any]) -> list[dict[str, Any] | RowError]:
-        return [
-            {"answer": reply.answer, "probability": reply.probability}
-            if reply.finite
-            else RowError("the model gave scores that are not finite; try dtype: float32 or bfloat16")
-            for reply in self._engine.answer(items)
-        ]
+        return [_row(reply) for reply in self._engine.answer(items)]
+
+
+def _row(reply: Reply) -> dict[str, Any] | RowError:
+    if reply.problem:
+        return RowError(reply.problem)
+    return {"answer": reply.answer, "probability": reply.probability}

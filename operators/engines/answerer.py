@@ -1,10 +1,21 @@
-"""What `ask` needs of an engine."""
+"""What `ask` needs of an engine, and which engine a card means."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from operators.models.card import Dtype, ModelCard, ModelError
+
+if TYPE_CHECKING:
+    from operators.images import DecodedImage
+
+ENGINES = ("transformers", "openai")
+"""Engines of cards for image-text-to-text."""
+
+NOT_FINITE = "the model gave scores that are not finite; try dtype: float32 or bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,34 +23,56 @@ class Reply:
     """What a model says about one image.
 
     Attributes:
-        answer: A text, or one of the choices.
-        probability: Of that choice among the choices, 0…1; None without choices.
-        finite: Whether the model's scores were; if not, the rest means nothing.
+        answer: A text, one of the choices, or JSON.
+        probability: Of that choice among the choices, 0…1; None without choices, or where the engine cannot know.
+        problem: Why there is no answer; if it is not empty, the rest means nothing.
     """
 
     answer: str
     probability: float | None = None
-    finite: bool = True
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """How an endpoint is asked. A model in this process has no use for it.
+
+    Attributes:
+        concurrency: Requests in flight.
+        timeout: Seconds until a request is given up.
+        retries: How often a request is sent again.
+    """
+
+    concurrency: int = 8
+    timeout: float = 120.0
+    retries: int = 4
 
 
 class Answerer(Protocol):
     """A model that reads an image and a prompt, with its weights loaded."""
 
-    def ask(self, prompt: str, choices: Sequence[str] | None, max_tokens: int) -> None:
+    def ask(
+        self,
+        prompt: str,
+        choices: Sequence[str] | None,
+        max_tokens: int,
+        schema: Mapping[str, Any] | None = None,
+    ) -> None:
         """Fix what to ask.
 
         Args:
             prompt: A question or an instruction.
             choices: Answers to choose from; None for any.
             max_tokens: An answer is cut off after so many.
+            schema: A JSON schema that the answer must fit; without choices.
 
         Raises:
             OperatorError: It cannot be asked.
         """
         ...
 
-    def prepare(self, pixels: Any) -> Any:
-        """Turn uint8 RGB pixels (height, width, 3) into the model's input; pure, called in threads.
+    def prepare(self, image: DecodedImage) -> Any:
+        """Turn an image into the model's input; pure, called in threads.
 
         Raises:
             RowError: The model cannot see this image.
@@ -53,3 +86,41 @@ class Answerer(Protocol):
     def answer(self, items: Sequence[Any]) -> list[Reply]:
         """A reply to each item, in order."""
         ...
+
+
+def check(card: ModelCard, prompt: str, choices: Sequence[str] | None, schema: Mapping[str, Any] | None) -> None:
+    """Refuse a card that cannot work, or cannot be asked this; loads nothing.
+
+    Raises:
+        ModelError: Its architecture or a section does not fit.
+        OperatorError: The prompt, choices or schema do not fit the model.
+    """
+    _engine(card).check(card, prompt, choices, schema)
+
+
+def answerer(card: ModelCard, dtype: Dtype = "auto", requests: Requests | None = None) -> Answerer:
+    """The card's model, loaded; of an endpoint, its client.
+
+    Raises:
+        ModelError: The weights or the files beside them are missing, corrupt or of another model, or an endpoint's key
+            is not set.
+    """
+    made: Answerer = _engine(card).make(card, dtype, requests or Requests())
+    return made
+
+
+def _engine(card: ModelCard) -> ModuleType:
+    """The module that builds the card; none of them imports its library before it is used."""
+    if card.engine == "openai":
+        from operators.engines import openai_endpoint
+
+        return openai_endpoint
+    if card.engine == "transformers" and card.architecture == "Florence2ForConditionalGeneration":
+        from operators.engines import florence2
+
+        return florence2
+    if card.engine == "transformers":
+        from operators.engines import image_text_to_text
+
+        return image_text_to_text
+    raise ModelError(f"model card {card.name}: engine must be {' or '.join(ENGINES)} but is {card.engine}")

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.engines import image_text_to_text_input
-from operators.engines.answerer import Reply
-from operators.engines.image_text_to_text_model import build, check
-from operators.models.card import Dtype, ModelCard
+from operators.engines import generation, image_text_to_text_input, image_text_to_text_model
+from operators.engines.answerer import NOT_FINITE, Reply, Requests
+from operators.engines.generation import Tensors
+from operators.engines.image_text_to_text_model import build
+from operators.engines.json_answer import JsonAnswer
+from operators.models.card import Dtype, ModelCard, ModelError
 from operators.models.device import inference, pick_device, pick_dtype
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ImageTextToText", "check"]
+    from operators.images import DecodedImage
 
-Tensors = dict[str, "torch.Tensor"]
+
+def check(card: ModelCard, prompt: str, choices: Sequence[str] | None, schema: Mapping[str, Any] | None) -> None:
+    """See `answerer.check`."""
+    given = image_text_to_text_model.check(card)
+    if given.words and schema is not None:
+        raise ModelError(f"model card {card.name}: a model with a vocabulary of its own (config.words) writes no JSON")
+
+
+def make(card: ModelCard, dtype: Dtype, requests: Requests) -> ImageTextToText:
+    """See `answerer.answerer`."""
+    return ImageTextToText(card, dtype)
 
 
 class ImageTextToText:
@@ -26,10 +38,11 @@ class ImageTextToText:
 
     Answers are decoded greedily: each token is the likeliest, whatever the model's own settings are. A choice's
     likelihood is the product of its tokens' probabilities after the prompt; where a choice has several tokens, the end
-    of the answer belongs to each, so that "red" does not stand for "red car" too.
+    of the answer belongs to each, so that "red" does not stand for "red car" too. With a schema, the model is told of
+    it behind the prompt; nothing keeps it from writing something else, which is then no answer.
 
     Args:
-        card: A card that `check` accepts.
+        card: A card that `image_text_to_text_model.check` accepts.
         dtype: Arithmetic, and what the weights are kept in.
 
     Raises:
@@ -45,20 +58,27 @@ class ImageTextToText:
             self._input.check(self.model)
         self._choices: tuple[str, ...] = ()
         self._continuations: list[list[int]] = []
+        self._json: JsonAnswer | None = None
         self._max_tokens = 0
 
-    def ask(self, prompt: str, choices: Sequence[str] | None, max_tokens: int) -> None:
+    def ask(
+        self,
+        prompt: str,
+        choices: Sequence[str] | None,
+        max_tokens: int,
+        schema: Mapping[str, Any] | None = None,
+    ) -> None:
         """See `Answerer`."""
-        self._input.ask(prompt)
+        self._json = None if schema is None else JsonAnswer(schema)
+        self._input.ask(prompt if self._json is None else f"{prompt}\n{self._json.instruction}")
         self._choices = tuple(choices or ())
         self._max_tokens = max_tokens
-        self._continuations = [self._input.answer_tokens(choice) for choice in self._choices]
-        if any(len(tokens) > 1 for tokens in self._continuations):
-            self._continuations = [[*tokens, self._input.end[0]] for tokens in self._continuations]
+        tokens = [self._input.answer_tokens(choice) for choice in self._choices]
+        self._continuations = generation.with_end(tokens, self._input.end[0])
 
-    def prepare(self, pixels: np.ndarray) -> Tensors:
-        """See `Answerer`. Each tensor is a batch of one."""
-        return self._input.prepare(pixels)
+    def prepare(self, image: DecodedImage | np.ndarray) -> Tensors:
+        """See `Answerer`. Pixels alone, uint8 RGB (height, width, 3), do too. Each tensor is a batch of one."""
+        return self._input.prepare(image if isinstance(image, np.ndarray) else image.pixels)
 
     def bucket(self, item: Tensors) -> Hashable:
         """Inputs of one shape share a batch, so none is padded and a neighbour changes nothing."""
@@ -68,57 +88,35 @@ class ImageTextToText:
         """See `Answerer`."""
         import torch
 
-        batch = {name: torch.cat([item[name] for item in items]).to(self.device) for name in items[0]}
-        batch = {name: each.to(self.dtype) if each.is_floating_point() else each for name, each in batch.items()}
+        batch = generation.batched(items, self.device, self.dtype)
         with inference(self.device, torch.float32):  # the weights are in the right arithmetic already
-            return self._choose(batch) if self._choices else self._say(batch)
+            if self._choices:
+                return generation.choose(self._choices, self._continuations, lambda tokens: self._scores(batch, tokens))
+            return self._say(batch)
 
     def _say(self, batch: Tensors) -> list[Reply]:
-        import torch
-        from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-
-        finite = torch.ones(len(batch["input_ids"]), dtype=torch.bool, device=self.device)
-
-        class Watch(LogitsProcessor):  # type: ignore[misc,unused-ignore]
-            """The likeliest of tokens whose scores are NaN is the first one, and looks like an answer."""
-
-            def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-                finite.logical_and_(~scores.isnan().any(dim=-1))
-                return scores
+        from transformers import GenerationConfig
 
         end = list(self._input.end)
         settings = GenerationConfig(
             max_new_tokens=self._max_tokens, do_sample=False, num_beams=1, eos_token_id=end, pad_token_id=end[0]
         )
-        self.model.generation_config = settings
-        given = self.model.generate(**batch, logits_processor=LogitsProcessorList([Watch()]))
-        rows = given[:, batch["input_ids"].shape[1] :].tolist()
-        return [
-            Reply(
-                self._input.text(row[: next((n for n, token in enumerate(row) if token in end), len(row))]), None, good
-            )
-            for row, good in zip(rows, finite.tolist(), strict=True)
-        ]
+        given, finite = generation.generate(self.model, batch, settings)
+        asked = batch["input_ids"].shape[1]
+        return [self._reply(ids[asked:], good) for ids, good in zip(given, finite, strict=True)]
 
-    def _choose(self, batch: Tensors) -> list[Reply]:
-        import torch
-
-        if all(len(tokens) == 1 for tokens in self._continuations):
-            after = self._scores(batch, [])[:, 0]
-            likely = after[:, [tokens[0] for tokens in self._continuations]]
-        else:
-            columns = []
-            for tokens in self._continuations:
-                after = self._scores(batch, tokens[:-1])
-                wanted = torch.tensor(tokens, device=self.device).expand(len(after), -1)
-                columns.append(after.gather(2, wanted[..., None]).sum(dim=(1, 2)))
-            likely = torch.stack(columns, dim=1)
-        probabilities = likely.softmax(dim=1)
-        best = probabilities.max(dim=1)
-        return [
-            Reply(self._choices[choice], probability, bool(np.isfinite(probability)))
-            for probability, choice in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+    def _reply(self, ids: list[int], finite: bool) -> Reply:
+        if not finite:
+            return Reply("", problem=NOT_FINITE)
+        length = next((place for place, token in enumerate(ids) if token in self._input.end), len(ids))
+        text = self._input.text(ids[:length])
+        if self._json is None:
+            return Reply(text)
+        try:
+            return Reply(self._json.read(text))
+        except ValueError as error:
+            cut = "; it was cut off after max_tokens" if length == self._max_tokens else ""
+            return Reply("", problem=f"{error}{cut}")
 
     def _scores(self, batch: Tensors, tokens: list[int]) -> torch.Tensor:
         """Log-probabilities after the prompt and after each of some further tokens: float32 (b, 1 + tokens, words)."""

@@ -160,6 +160,26 @@ class WordInput:
         return str(self._tokenizer.decode(list(ids)))
 
 
+def processor(card: ModelCard) -> tuple[Any, dict[str, Any]]:
+    """transformers' processor beside a card's weights, and ``generation_config.json`` where there is one.
+
+    Raises:
+        ModelError: The card has a preprocess section, or files are missing or corrupt.
+    """
+    from transformers import AutoProcessor
+
+    if card.preprocess:
+        raise ModelError(f"model card {card.name}: preprocess must be empty: the processor's files say it all")
+    where = folder(card)
+    try:
+        found = AutoProcessor.from_pretrained(where, local_files_only=True)
+        settings = where / "generation_config.json"
+        given = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    except Exception as error:  # what a corrupt file raises depends on the byte that is wrong
+        raise ModelError(f"model card {card.name}: the processor cannot be read from {where}: {error}") from error
+    return found, given
+
+
 class ProcessorInput:
     """Of a model with transformers' processor beside its weights: one turn of a chat, an image and the prompt.
 
@@ -171,18 +191,9 @@ class ProcessorInput:
     """
 
     def __init__(self, card: ModelCard) -> None:
-        from transformers import AutoProcessor
-
-        if card.preprocess:
-            raise ModelError(f"model card {card.name}: preprocess must be empty: the processor's files say it all")
-        where = folder(card)
-        try:
-            self._processor: Any = AutoProcessor.from_pretrained(where, local_files_only=True)
-            settings = where / "generation_config.json"
-            given = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        except Exception as error:  # what a corrupt file raises depends on the byte that is wrong
-            raise ModelError(f"model card {card.name}: the processor cannot be read from {where}: {error}") from error
+        self._processor, given = processor(card)
         if not getattr(self._processor, "chat_template", None):
+            where = folder(card)
             raise ModelError(f"model card {card.name}: the processor in {where} must have a chat template")
         ends = given.get("eos_token_id", self._processor.tokenizer.eos_token_id)
         self.end = tuple(ends) if isinstance(ends, list) else (ends,)

@@ -37,12 +37,20 @@ def check(card: ModelCard) -> Config:
     Raises:
         ModelError: The architecture is not one of transformers' classes for this, or the section does not say enough.
     """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    if card.architecture not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values():
+    kinds = [kind for kind, name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items() if name == card.architecture]
+    if not kinds:
         raise ModelError(
             f"model card {card.name}: architecture must be a class of transformers for image-text-to-text, such as "
-            f"SmolVLMForConditionalGeneration, but is {card.architecture}"
+            f"SmolVLMForConditionalGeneration, but is {card.architecture}; models that bring code of their own can "
+            "answer behind an endpoint (engine: openai)"
+        )
+    if getattr(CONFIG_MAPPING[kinds[0]], "is_encoder_decoder", False):
+        raise ModelError(
+            f"model card {card.name}: architecture must be a decoder, such as SmolVLMForConditionalGeneration, or "
+            f"Florence2ForConditionalGeneration, but {card.architecture} has an encoder for its text too"
         )
     given = card.section("config", Config)
     if bool(given.words) != (given.model is not None):

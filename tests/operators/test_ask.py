@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from operators.ask import Ask
 from operators.base import OperatorError, RowError
 from operators.engines import image_text_to_text_model as engine
 from operators.engines import words
+from operators.engines.json_answer import JsonAnswer
 from operators.images import DecodedImage, decode
 from operators.loading import ShardImages
 from operators.models import ModelCard, ModelError, load_card
@@ -25,6 +27,7 @@ from tests.operators import tiny_vlms
 FOLDER = ROOT / "conf" / "models"
 MINIATURE = load_card(FOLDER / "vlm-miniature.yaml")
 RANDOM = MINIATURE.model_copy(update={"weights": Weights(random=0)})
+SIDE, PLACES = RANDOM.preprocess["size"], RANDOM.config["model"]["image_seq_length"]
 SIZES = [(320, 240), (97, 203), (128, 128), (500, 90), (1, 1)]  # width, height
 QUESTION = "Is there a red car?"
 
@@ -135,10 +138,10 @@ def test_the_words_are_those_of_transformers_forward() -> None:
 
     image = picture(320, 240)
     tokenizer = words.word_tokenizer(engine.check(RANDOM).words)
-    pixels = resize(torch.from_numpy(image.pixels.copy()).permute(2, 0, 1), [128, 128], antialias=True).float() / 255
+    pixels = resize(torch.from_numpy(image.pixels.copy()).permute(2, 0, 1), [SIDE, SIDE], antialias=True).float() / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = ((pixels - mean[:, None, None]) / std[:, None, None])[None]
-    ids = [words.IMAGE] * 64 + tokenizer.encode("describe the image").ids
+    ids = [words.IMAGE] * PLACES + tokenizer.encode("describe the image").ids
     model = engine.build(RANDOM)
     said: list[int] = []
     with torch.no_grad():
@@ -208,6 +211,37 @@ def test_half_precision_stays_near() -> None:
     assert 0 < np.abs(np.subtract(*shares)).max() < 0.02
 
 
+# ---------------------------------------------------------------- JSON
+
+
+def test_json_is_read_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models whose only words are digits: what one of them writes is JSON by chance."""
+    monkeypatch.setattr(tiny_vlms, "WORDS", [str(digit) for digit in range(10)])
+    cards = [tiny_vlms.idefics3(tmp_path / "idefics3"), tiny_vlms.qwen3_vl(tmp_path / "qwen3_vl")]
+    outcomes = set()
+    for given, most in itertools.product(cards, (2, 5)):
+        schema = {"type": "integer", "maximum": most}
+        prompt = f"Count\n{JsonAnswer(schema).instruction}"
+        (said,) = rows(ask(given, prompt=prompt, max_tokens=1), [picture(97, 203)])
+        (row,) = rows(ask(given, prompt="Count", schema=schema, max_tokens=1), [picture(97, 203)])
+        text = said["answer"]
+        if text.isdigit() and int(text) <= most:
+            assert row == {"answer": text, "probability": None}
+            outcomes.add("fits")
+        else:
+            outcome = "does not fit the schema: at $" if text else "is not JSON"
+            assert isinstance(row, RowError)
+            assert outcome in str(row)
+            assert ("cut off after max_tokens" in str(row)) == bool(text)  # without words it had come to an end
+            outcomes.add(outcome)
+    assert len(outcomes) == 3
+
+
+def test_a_model_of_few_words_writes_no_json() -> None:
+    with pytest.raises(ModelError, match="writes no JSON"):
+        ask(schema={"type": "object"})
+
+
 # ---------------------------------------------------------------- what is written
 
 
@@ -259,6 +293,11 @@ def test_a_model_that_gives_no_numbers_fails_its_rows(card: ModelCard) -> None:
         ({"answers": ["yes", " no"]}, "should match pattern"),
         ({"prompt": ""}, "at least 1 character"),
         ({"max_tokens": 0}, "greater than or equal to 1"),
+        ({"schema": {"type": "objekt"}}, "must be a JSON schema but at"),
+        ({"schema": {"$ref": "https://example.org/a"}}, "refers to https://example.org/a, which is not in it"),
+        ({"schema": {"$ref": "#/$defs/a"}}, "refers to #/.defs/a, which is not in it"),
+        ({"schema": {"type": "object"}, "answers": ["yes", "no"]}, "answers or a schema, not both"),
+        ({"timeout": 0}, "greater than 0"),
     ],
 )
 def test_parameters_are_refused(params: dict[str, Any], message: str) -> None:
@@ -275,6 +314,11 @@ def test_cards_of_other_tasks_are_refused() -> None:
     ("changes", "message"),
     [
         ({"architecture": "ViTModel"}, "architecture must be a class of transformers for image-text-to-text"),
+        (
+            {"architecture": "UdopForConditionalGeneration"},
+            "must be a decoder, .* but Udop",
+        ),
+        ({"architecture": "CogVLMForCausalLM"}, "but is CogVLMForCausalLM; .* behind an endpoint"),
         ({"config": {}}, "must have model and words when weights are random"),
         ({"config": {**RANDOM.config, "words": []}}, "must have both model and words"),
         ({"config": {**RANDOM.config, "size": 3}}, "config.size"),
@@ -282,7 +326,10 @@ def test_cards_of_other_tasks_are_refused() -> None:
         ({"config": {**RANDOM.config, "words": ["a", "a"]}}, "'a' is there twice"),
         ({"config": {**RANDOM.config, "words": ["red car"]}}, "single words in small letters"),
         ({"config": {**RANDOM.config, "model": {"model_type": "llava"}}}, "model_type must be fast_vlm"),
-        ({"config": {**RANDOM.config, "model": {**RANDOM.config["model"], "image_seq_length": 65}}}, "must be 64"),
+        (
+            {"config": {**RANDOM.config, "model": {**RANDOM.config["model"], "image_seq_length": 65}}},
+            f"must be {PLACES}",
+        ),
     ],
 )
 def test_cards_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -318,9 +365,9 @@ def test_weights_that_are_missing_corrupt_or_of_another_model(tmp_path: Path) ->
 
 
 def test_full_size_cards_say_enough() -> None:
-    for name in ("smolvlm-256m", "qwen3-vl-2b"):
+    for name in ("smolvlm-256m", "qwen3-vl-2b", "florence-2-base"):
         given = load_card(FOLDER / f"{name}.yaml")
-        operator = Ask(Ask.Params(model=given))
+        operator = Ask(Ask.Params(model=given, prompt="<CAPTION>"))
         operator.check({})
         assert len(operator.digest()) == 64
         with pytest.raises(ModelError, match=f"labelmill models pull {name}"):

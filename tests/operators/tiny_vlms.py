@@ -98,7 +98,60 @@ def qwen3_vl(folder: Path) -> ModelCard:
     return _save(model, folder)
 
 
-def _tokenizer(special: Sequence[str]) -> Any:
+def florence2(folder: Path) -> ModelCard:
+    """An encoder for image and prompt, a decoder for the answer. Its own settings ask for three beams."""
+    from tokenizers import decoders
+    from transformers import (
+        CLIPImageProcessor,
+        Florence2Config,
+        Florence2ForConditionalGeneration,
+        Florence2Processor,
+        GenerationConfig,
+    )
+
+    special = ["<pad>", "</s>", "<s>", "<image>", *(f"<loc_{place}>" for place in range(0, 1000, 10))]
+    tokenizer = _tokenizer(special, bos_token="<s>", extra_special_tokens={"image_token": "<image>"})
+    tokenizer.backend_tokenizer.decoder = decoders.Fuse()  # boxes are read from a text without spaces
+    side = {"height": 64, "width": 64}
+    image_processor = CLIPImageProcessor(size=side, crop_size=side, do_center_crop=False, image_seq_length=5)
+    kinds = ["ocr", "phrase_grounding", "pure_text", "description_with_bboxes", "polygons", "bboxes"]
+    kinds.append("description_with_bboxes_or_polygons")
+    Florence2Processor(image_processor, tokenizer, post_processor_config={kind: {} for kind in kinds}).save_pretrained(
+        folder
+    )
+    ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 1}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    config = Florence2Config(
+        vision_config={
+            "depths": (1, 1, 1, 1),
+            "embed_dim": (8, 16, 16, 32),
+            "num_heads": (2, 2, 2, 2),
+            "num_groups": (2, 2, 2, 2),
+            "window_size": 4,
+            "projection_dim": 32,
+            "drop_path_rate": 0.0,
+        },
+        text_config={
+            "model_type": "bart",
+            "d_model": 32,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 64,
+            **heads,
+            **layers,
+            **ids,
+        },
+        image_token_id=special.index("<image>"),
+        **ids,
+    )
+    model = Florence2ForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        num_beams=3, early_stopping=True, no_repeat_ngram_size=3, forced_bos_token_id=2, forced_eos_token_id=1, **ids
+    )
+    return _save(model, folder)
+
+
+def _tokenizer(special: Sequence[str], **more: Any) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -111,6 +164,7 @@ def _tokenizer(special: Sequence[str]) -> Any:
         pad_token=special[0],
         eos_token=special[ANSWER_ENDS],
         additional_special_tokens=list(special),
+        **more,
     )
 
 
@@ -124,9 +178,13 @@ def _template(begin: str, image: str, end: str, answer: str) -> str:
 
 def _save(model: Any, folder: Path) -> ModelCard:
     generator = torch.Generator().manual_seed(0)
+    deep = model.config.is_encoder_decoder
     with torch.no_grad():
         for parameter in model.parameters():  # large enough that images and prompts matter
-            parameter.normal_(std=0.3, generator=generator)
+            if not deep:
+                parameter.normal_(std=0.3, generator=generator)
+            elif parameter.ndim > 1:  # many normalisations, whose scale must stay
+                parameter.normal_(std=2.0 * parameter[0].numel() ** -0.5, generator=generator)
     model.save_pretrained(folder)
     extra = sorted(path.name for path in folder.iterdir() if path.suffix != ".safetensors")
     return ModelCard.model_validate(
