@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from operators.base import RowError
+from operators.engines.prompted import Kind, Prompted
 from operators.models import weights
 from operators.models.card import Dtype, ModelCard, ModelError
 from operators.models.device import inference, pick_device, pick_dtype, seeded
@@ -39,9 +39,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 """The published sizes; what they share are the defaults of `Sizes`."""
-
-STABILITY_OFFSET = 1.0
-"""Distance of the two thresholds around 0 whose masks are compared; SamAutomaticMaskGenerator's default."""
 
 
 class Sizes(BaseModel):
@@ -94,23 +91,6 @@ class Preprocess(BaseModel):
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
 
-@dataclass(frozen=True, slots=True)
-class Mask:
-    """The mask of one box.
-
-    Attributes:
-        counts: COCO compressed RLE over (height, width) of the image.
-        box: Extent of the mask, xyxy in pixels of the image; None for an empty mask.
-        predicted_iou: What the model expects the mask's IoU with the object to be; not held to 0…1.
-        stability: 0…1, IoU of the masks at logits above +1 and above −1; 0 where both are empty.
-    """
-
-    counts: str
-    box: tuple[float, float, float, float] | None
-    predicted_iou: float
-    stability: float
-
-
 def sizes(card: ModelCard) -> Sizes:
     """The sizes that a card's architecture and `config` give; loads nothing.
 
@@ -135,6 +115,11 @@ def check(card: ModelCard) -> None:
     """
     sizes(card)
     card.section("preprocess", Preprocess)
+
+
+def masks_of_point(card: ModelCard) -> int:
+    """How many masks the model gives for a point; 0 if it knows boxes only."""
+    return sizes(card).num_multimask_outputs
 
 
 def initial(card: ModelCard, seed: int) -> Any:
@@ -200,11 +185,11 @@ def build(card: ModelCard) -> Any:
     return model.eval().requires_grad_(False)
 
 
-class SegmentAnything:
-    """A model that turns boxes into masks.
+class SegmentAnything(Prompted):
+    """A model that turns boxes, or points, into masks.
 
-    Of the model's outputs the single mask is taken (``multimask_output=False``), as its authors do for boxes: the
-    three others are for prompts that could mean a whole or its parts.
+    For a box the single mask is taken (``multimask_output=False``), as its authors do: the several others are for
+    prompts that could mean a whole or its parts, such as a point.
 
     Args:
         card: A card whose engine is segment_anything.
@@ -242,61 +227,43 @@ class SegmentAnything:
             raise RowError(f"the image is too narrow for the model: {width} x {height} pixels")
         return torch.from_numpy(self._resize.apply_image(pixels)).permute(2, 0, 1).contiguous()
 
-    def encode(self, items: Sequence[torch.Tensor]) -> torch.Tensor:
+    def encode(self, items: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Embed prepared images, of any sizes.
 
         Returns:
-            float32 (n, prompt_embed_dim, grid, grid), on the model's device.
+            For each image float32 (prompt_embed_dim, grid, grid), on the model's device.
         """
         import torch
 
         with inference(self.device, self.dtype):
             pixels = torch.stack([self._model.preprocess(item.to(self.device)) for item in items])
-            embedded: torch.Tensor = self._model.image_encoder(pixels).float()
-        return embedded
+            return list(self._model.image_encoder(pixels).float())
 
-    def decode(
-        self, embedded: torch.Tensor, boxes: np.ndarray, height: int, width: int, chunk: int
-    ) -> list[Mask | None]:
-        """The mask of what each box is around.
-
-        Args:
-            embedded: (prompt_embed_dim, grid, grid), an image's part of what `encode` gives.
-            boxes: float32 (n, 4), xyxy in pixels of the image; n may be 0.
-            height: Of the image, in pixels.
-            width: Of the image, in pixels.
-            chunk: Boxes per call of the model. A call needs a few times 4 bytes for each box and pixel of the image.
-
-        Returns:
-            n of them; None where the model's logits are not finite.
-        """
-        starts = range(0, len(boxes), chunk)
-        parts = (self._decode(embedded, boxes[start : start + chunk], (height, width)) for start in starts)
-        return [mask for part in parts for mask in part]
-
-    def _decode(self, embedded: torch.Tensor, boxes: np.ndarray, size: tuple[int, int]) -> Iterator[Mask | None]:
+    def _predict(
+        self, embedded: torch.Tensor, prompts: np.ndarray, kind: Kind, size: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
-        from pycocotools import mask as coco_mask
-        from segment_anything.utils.amg import calculate_stability_score
 
         model = self._model
-        given = torch.from_numpy(self._resize.apply_boxes(boxes, size)).float().to(self.device)
+        corners = self._resize.apply_coords(prompts.reshape(len(prompts), -1, 2), size)
+        given = torch.from_numpy(corners).float().to(self.device)
         with inference(self.device, torch.float32):
-            sparse, dense = model.prompt_encoder(points=None, boxes=given, masks=None)
+            if kind == "box":
+                sparse, dense = model.prompt_encoder(points=None, boxes=given, masks=None)
+            else:
+                labels = torch.ones(given.shape[:2], dtype=torch.int, device=self.device)
+                sparse, dense = model.prompt_encoder(points=(given, labels), boxes=None, masks=None)
             position = model.prompt_encoder.get_dense_pe()
         with inference(self.device, self.dtype):
-            logits, predicted = model.mask_decoder(embedded[None], position, sparse, dense, multimask_output=False)
-        with inference(self.device, torch.float32):
-            finite = torch.isfinite(logits).flatten(1).all(dim=1) & torch.isfinite(predicted[:, 0])
-            logits = model.postprocess_masks(logits.float(), self._input_size(*size), size)[:, 0]
-            stability = calculate_stability_score(logits, model.mask_threshold, STABILITY_OFFSET).nan_to_num(nan=0.0)
-            masks = (logits > model.mask_threshold).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-        encoded = coco_mask.encode(np.asfortranarray(masks))
-        extents = coco_mask.toBbox(encoded).tolist()
-        figures = (finite.tolist(), predicted[:, 0].tolist(), stability.tolist())
-        for rle, (x, y, wide, high), usable, iou, steady in zip(encoded, extents, *figures, strict=True):
-            box = (x, y, x + wide, y + high) if wide else None
-            yield Mask(rle["counts"].decode("ascii"), box, iou, steady) if usable else None
+            logits, predicted = model.mask_decoder(
+                embedded[None], position, sparse, dense, multimask_output=kind == "point"
+            )
+        return logits.float(), predicted.float()
+
+    def _stages(self, height: int, width: int) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
+        side = self._resize.target_length
+        high, wide = self._input_size(height, width)
+        return ((side, high), (height, height)), ((side, wide), (width, width))
 
     def _input_size(self, height: int, width: int) -> tuple[int, int]:
         """Of the resized image: height and width."""
