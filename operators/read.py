@@ -10,8 +10,8 @@ import pyarrow as pa
 from pydantic import AfterValidator
 
 from operators.base import Needs, RowError, tuning
-from operators.engines import doctr, doctr_model
-from operators.engines.doctr import Item, Word
+from operators.engines import reader
+from operators.engines.reader import Item, Word
 from operators.model_operator import ModelOperator, ModelParams
 from operators.models.card import ModelCard, require
 from operators.models.weights import verify
@@ -20,8 +20,21 @@ from operators.schemas import DETECTIONS, SIDES
 if TYPE_CHECKING:
     from operators.images import DecodedImage
 
-DetectionCard = Annotated[ModelCard, AfterValidator(require(doctr_model.DETECTION, ("doctr",)))]
-RecognitionCard = Annotated[ModelCard, AfterValidator(require(doctr_model.RECOGNITION, ("doctr",)))]
+
+def _finds_words(card: ModelCard) -> ModelCard:
+    engine = reader.TASKS.get(card.task)
+    if engine != card.engine:
+        wanted = " or ".join(f"for {task} with engine {engine}" for task, engine in reader.TASKS.items())
+        raise ValueError(f"must be a model card {wanted} but {card.name} is for {card.task} with engine {card.engine}")
+    return card
+
+
+def _reads_words(card: ModelCard | None) -> ModelCard | None:
+    return card if card is None else require(reader.RECOGNITION, ("doctr",))(card)
+
+
+ReadingCard = Annotated[ModelCard, AfterValidator(_finds_words)]
+RecognitionCard = Annotated[ModelCard | None, AfterValidator(_reads_words)]
 
 _BOX = [pa.field(side, pa.float32()) for side in SIDES]
 WORD = pa.struct(
@@ -39,11 +52,15 @@ LINE = pa.struct([pa.field("text", pa.string()), *_BOX])
 
 
 class Read(ModelOperator):
-    """Find and read text with docTR (Mindee): one model finds words, another reads each of them.
+    """Find and read text with docTR (Mindee) or PP-OCR (Du et al. 2020, by RapidOCR).
+
+    With docTR one card finds words and another one, `recognition`, reads each of them. A card of PP-OCR does both, line
+    by line; what it reads falls into words at the spaces.
 
     `words` and `lines` are in the order of reading, top to bottom and left to right; `text` is all lines, one below the
-    other. Words may be turned by up to 45 degrees. An image without text has empty lists and an empty text. With
-    `inside`, so has one without boxes of those classes, and `words` is null where nobody looked for any.
+    other. Words may be turned: with docTR by up to 45 degrees, with PP-OCR also upside down or from top to bottom. An
+    image without text has empty lists and an empty text. With `inside`, so has one without boxes of those classes, and
+    `words` is null where nobody looked for any.
     """
 
     name = "read"
@@ -52,15 +69,16 @@ class Read(ModelOperator):
         """What to read with, and where.
 
         Attributes:
-            model: The model card of the text detection model. In the fingerprint its digest stands for it.
-            recognition: The model card of the text recognition model, likewise.
+            model: The model card of a text detection model, or of one that reads too, such as pp-ocrv6-small. In the
+                fingerprint its digest stands for it.
+            recognition: The model card of the text recognition model, likewise. Not with a `model` that reads too.
             inside: Read only words whose centre lies inside a detection of one of these classes; all words if empty.
             detections: The column of those detections.
             batch: Images per call of the detection model. The words of all of them are read together.
         """
 
-        model: DetectionCard = tuning(...)
-        recognition: RecognitionCard = tuning(...)
+        model: ReadingCard = tuning(...)
+        recognition: RecognitionCard = tuning(None)
         inside: tuple[str, ...] = ()
         detections: str = "detections"
         batch: int = tuning(8, ge=1)
@@ -84,21 +102,26 @@ class Read(ModelOperator):
 
     def check(self, columns: Mapping[str, pa.DataType]) -> None:
         super().check(columns)
-        for card in (self.params.model, self.params.recognition):
-            doctr_model.check(card)
+        reader.check(self.params.model, self.params.recognition, self.params.dtype)
 
     def needs(self) -> Needs:
-        return Needs(gpu=True, memory_gb=self.params.model.memory_gb + self.params.recognition.memory_gb)
+        return Needs(
+            gpu=all(card.engine != "rapidocr" for card in self._cards()),
+            memory_gb=sum(card.memory_gb for card in self._cards()),
+        )
 
     def digest(self) -> str:
-        return f"{self.params.model.digest()}\n{self.params.recognition.digest()}"
+        return "\n".join(card.digest() for card in self._cards())
 
     def ready(self) -> None:
-        for card in (self.params.model, self.params.recognition):
+        for card in self._cards():
             verify(card)
 
     def load(self) -> None:
-        self._reader = doctr.Reader(self.params.model, self.params.recognition, self.params.dtype)
+        self._reader = reader.build(self.params.model, self.params.recognition, self.params.dtype)
+
+    def _cards(self) -> list[ModelCard]:
+        return [card for card in (self.params.model, self.params.recognition) if card is not None]
 
     def prepare(self, image: DecodedImage, row: Mapping[str, Any]) -> Item | list[Word] | None:
         """The engine's input; or what is known without looking: no words, or None where nobody looked for boxes."""

@@ -8,12 +8,12 @@ What comes out is what docTR's own ``ocr_predictor`` gives for the same two mode
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from operators.engines import doctr_model
+from operators.engines.reader import Item, Word, inside
 from operators.models.card import Dtype, ModelCard
 from operators.models.device import inference, pick_device, pick_dtype
 
@@ -24,39 +24,7 @@ CROPS = 128
 """Words per call of the recognition model."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Word:
-    """One word.
-
-    Attributes:
-        text: What it says.
-        confidence: 0…1, of the recognition model in all of the text.
-        quad: float32 (4, 2), its corners in pixels of the image, clockwise from the top left.
-        line: Number of its line.
-    """
-
-    text: str
-    confidence: float
-    quad: np.ndarray
-    line: int
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One prepared image.
-
-    Attributes:
-        pixels: uint8 (h, w, 3), RGB: the image, from which words are cut out.
-        resized: uint8 (3, height, width): the detection model's input.
-        boxes: float (n, 4), xyxy in pixels: only words whose centre lies inside one of them are read; None for all.
-    """
-
-    pixels: np.ndarray
-    resized: torch.Tensor
-    boxes: np.ndarray | None = None
-
-
-class Reader:
+class Doctr:
     """A detection and a recognition model.
 
     Args:
@@ -113,7 +81,8 @@ class Reader:
         for index, (item, found) in enumerate(zip(items, self._detect(items), strict=True)):
             if found is None:
                 continue
-            found = found[_inside(found[:, :4], item)]
+            centres = found[:, :4].mean(axis=1) * item.pixels.shape[1::-1]
+            found = found[inside(centres, item.boxes)]
             cut = extract_rcrops(item.pixels, found[:, :4], assume_horizontal=True)
             keep = np.array([min(crop.shape[:2]) > 0 for crop in cut], bool)
             crops += [crop for crop, good in zip(cut, keep, strict=True) if good]
@@ -133,7 +102,7 @@ class Reader:
         from doctr.models.detection._utils import _remove_padding
 
         with inference(self.device, self._dtypes[0]):
-            batch = torch.stack([item.resized for item in items]).to(self.device).float() / 255
+            batch = torch.stack([item.given for item in items]).to(self.device).float() / 255
             out = self._detector.model((batch - self._mean) / self._std, return_model_output=True, return_preds=True)
             finite = out["out_map"].isfinite().flatten(1).all(dim=1).tolist()
         resize = self._detector.pre_processor.resize
@@ -154,12 +123,3 @@ class Reader:
             for number, line in enumerate(lines)
             for word in line.words
         ]
-
-
-def _inside(quads: np.ndarray, item: Item) -> np.ndarray:
-    """Which words, (n,), are to be read."""
-    if item.boxes is None:
-        return np.ones(len(quads), bool)
-    centres = quads.mean(axis=1)[:, None] * item.pixels.shape[1::-1]
-    within: np.ndarray = ((centres >= item.boxes[:, :2]) & (centres <= item.boxes[:, 2:])).all(axis=2).any(axis=1)
-    return within

@@ -13,13 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from operators.engines.reader import DETECTION
 from operators.models import weights
 from operators.models.card import ModelCard, ModelError
 from operators.models.device import seeded
-
-DETECTION = "text-detection"
-RECOGNITION = "text-recognition"
-"""Tasks of cards."""
 
 
 class Preprocess(BaseModel):

@@ -274,10 +274,17 @@ def test_values_that_are_not_finite_fail_the_row(part: str, images: list[np.ndar
 
 
 def test_cards_of_another_task_are_refused() -> None:
-    with pytest.raises(ValidationError, match="must be a model card for text-detection with engine doctr but"):
+    with pytest.raises(
+        ValidationError, match="for text-detection with engine doctr or for ocr with engine rapidocr but"
+    ):
         Read.Params(model=RECOGNITION, recognition=RECOGNITION)
     with pytest.raises(ValidationError, match="must be a model card for text-recognition with engine doctr but"):
         Read.Params(model=DETECTION, recognition=load_card(FOLDER / "clip-random.yaml"))
+    with pytest.raises(
+        OperatorError, match=r"recognition must name a text-recognition card, .* but is not given"
+    ) as error:
+        Read(Read.Params(model=DETECTION)).check({})
+    assert error.value.param == ("recognition",)
     with pytest.raises(OperatorError, match=r"must be DBNet or one of db_resnet34.* but is 'CRNN'"):
         read(model=DETECTION.model_copy(update={"architecture": "CRNN"}))
     with pytest.raises(OperatorError, match=r"preprocess.size must be multiples of 32 .* but is \[300, 320\]"):
