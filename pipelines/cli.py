@@ -195,6 +195,35 @@ def evaluate(
 
 @app.command()
 @_user_errors
+def search(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's directory.")],
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What the images should show.")] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Find images like this file, instead of a text.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Find images like this one of the run, by key or image_id.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, max=1000, help="How many images.")] = 20,
+    step: Annotated[str | None, typer.Option(metavar="NAME", help="The step with the embeddings, if several.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Dropped, duplicate and failed images too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find a run's images by text, or by an image like them; print their keys and write a contact sheet."""
+    from pipelines.contact_sheet import write_contact_sheet
+    from pipelines.print_search import print_search
+    from pipelines.search import Query, search_run
+
+    found = search_run(_run_folder(run), Query(text, image, key), top, everything, step)
+    found["sheet"] = write_contact_sheet(found)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        print_search(found, _console())
+
+
+@app.command()
+@_user_errors
 def ops(
     name: Annotated[str | None, typer.Argument(help="An operator; all of them if not given.")] = None,
     as_json: AsJson = False,

@@ -33,7 +33,7 @@ def pipeline() -> str:
 
 def test_help_names_every_command() -> None:
     told = labelmill("--help").output
-    for command in ("run", "plan", "check", "status", "explain", "ops", "models", "world"):
+    for command in ("run", "plan", "check", "status", "explain", "evaluate", "search", "ops", "models", "world"):
         assert command in told
 
 

@@ -1,0 +1,353 @@
+"""A run's embeddings as a FAISS index, kept inside the run and built again when there are more shards.
+
+::
+
+    RUN/index/9f2c61ab04d7/5d0c….faiss     named by the embedding step's fingerprint and by which shards are in it
+    RUN/index/9f2c61ab04d7/5d0c….json      written after it: without this file there is no index
+
+Up to `FLAT_UP_TO` vectors the index is flat, which is exact. Above, it is IVF-PQ (Jégou et al. 2011, Product
+quantization for nearest neighbor search): it holds a byte for four dimensions and gives candidates, which the caller
+scores by the vectors themselves; those stay in the step's files only. How many lists are looked into is measured for
+each index: the fewest that find 99 of 100 true neighbours of some of its own vectors.
+
+Vectors are read shard by shard. A build holds a training sample (40 vectors a list: 336 MB of float32 at 512 dimensions
+from 17 million vectors on), a block of `BLOCK` vectors, and the index: at 512 dimensions 2 kB a vector when flat, 136
+bytes otherwise, so 1.4 GB for ten million. One thread computes, so that the number of cores changes no index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from operators.vectors import Vectors
+from pipelines.layout import Layout
+from pipelines.steps import Input
+from pipelines.store import TEMPORARY, Store
+
+VERSION = 1
+"""Raised when an index of the same vectors would hold something else."""
+
+FLAT_UP_TO = 100_000
+"""Vectors in a flat index, at most: 205 MB at 512 dimensions."""
+
+LISTS = 4096
+"""Lists of an IVF-PQ index, at most; it has as many as the square root of its vectors up to there."""
+
+SAMPLE_PER_LIST = 40
+SAMPLE_AT_LEAST = 10_000
+"""Vectors to train with: what faiss asks for, for a list and for the 256 centroids of a part."""
+
+BLOCK = 16_384
+
+TARGET = 0.99
+MEASURED_WITH = 100
+"""Vectors whose true neighbours are looked for to choose how many lists to look into."""
+NEIGHBOURS = 10
+DEPTH = 100
+"""True neighbours that are known of each, so that copies of the last of ten are known too."""
+CANDIDATES = 20
+"""Candidates for each result that is wanted."""
+AT_LEAST = 400
+"""Candidates at least."""
+MARGIN = 4
+"""So many times the lists that the index's own vectors need: a text's vector lies apart from those of all images."""
+
+Found = NDArray[np.int64]
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about an index.
+
+    Attributes:
+        kind: `flat` is exact.
+        vectors: How many it holds.
+        recall: Share of the ten nearest neighbours that are among the candidates, as measured; None when exact.
+        lists: Lists to look into; 0 when flat.
+        checksum: XXH3-128 of the file, in hexadecimal.
+    """
+
+    kind: Literal["flat", "ivf-pq"]
+    vectors: int
+    recall: float | None = None
+    lists: int = 0
+    checksum: str = ""
+
+
+@dataclass(frozen=True)
+class SearchIndex:
+    """Finds the image_ids whose vectors have the highest cosine with a query.
+
+    Attributes:
+        index: A FAISS index whose ids are image_ids.
+        facts: What is known about it.
+    """
+
+    index: Any
+    facts: Facts
+
+    def candidates(self, query: Matrix, count: int, allowed: NDArray[np.uint8] | None = None) -> Found:
+        """The image_ids that can be among the `count` nearest; more than `count`, in no particular order.
+
+        Args:
+            query: float32 (dimensions,), L2-normalised.
+            count: How many results are wanted.
+            allowed: One bit for each image_id, lowest bit first: those that may be found; None for all.
+        """
+        import faiss
+
+        flat = self.facts.kind == "flat"
+        there = self.facts.vectors if allowed is None else int(np.bitwise_count(allowed).sum())
+        wanted = min(self.facts.vectors, count if flat else max(AT_LEAST, CANDIDATES * count))
+        if not wanted:
+            return np.zeros(0, dtype=np.int64)
+        parameters: Any = faiss.SearchParameters() if flat else faiss.SearchParametersIVF()
+        if allowed is not None:
+            selector: Any = faiss.IDSelectorBitmap
+            parameters.sel = selector(allowed)
+        if not flat:
+            # Where few may be found, their neighbours lie in more lists.
+            share = max(1.0, self.facts.vectors / max(1, there))
+            parameters.nprobe = min(self.index.nlist, int(np.ceil(MARGIN * self.facts.lists * share)))
+        with _one_thread():
+            found = self.index.search(query[None], wanted, params=parameters)[1][0]
+            if not flat and (found < 0).any():
+                parameters.nprobe = self.index.nlist
+                found = self.index.search(query[None], wanted, params=parameters)[1][0]
+        ids: Found = found[found >= 0]
+        return ids
+
+
+def open_index(layout: Layout, column: Input, shards: dict[int, int], flat_up_to: int = FLAT_UP_TO) -> SearchIndex:
+    """The index of a column of vectors; built where there is none of these shards yet.
+
+    Where the run cannot be written to, the index is built each time and not kept.
+
+    Args:
+        layout: The run.
+        column: Of type fixed_size_list of a floating type; written by a step.
+        shards: Number of images by shard: those for which the step is done.
+        flat_up_to: Above so many vectors the index is not exact; 1,000 at least.
+    """
+    assert column.step is not None
+    if flat_up_to < 1000:
+        raise ValueError(f"flat_up_to must be at least 1000, for a quantizer to learn from, but is {flat_up_to}")
+    content = json.dumps([VERSION, column.column, sorted(shards), flat_up_to])
+    folder = f"index/{layout.steps[column.step].fingerprint}"
+    name = f"{folder}/{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    known = _read(layout.store, name)
+    if known is not None:
+        return known
+    with _one_thread():
+        built = _build(_Rows(layout, column, shards), flat_up_to)
+    try:
+        return _keep(layout.store, folder, name, built)
+    except OSError:  # a read-only run, or a full disk
+        return built
+
+
+class _Rows:
+    """The vectors of a column, shard by shard."""
+
+    def __init__(self, layout: Layout, column: Input, shards: dict[int, int]) -> None:
+        self._layout, self._column, self._shards = layout, column, shards
+        self.dimensions: int = column.type.list_size
+        self.images = sum(shards.values())
+
+    @cached_property
+    def counts(self) -> dict[int, int]:
+        """Number of usable vectors, by shard. Reads them all."""
+        return {shard: len(self.of(shard)[0]) for shard in sorted(self._shards)}
+
+    def of(self, shard: int) -> tuple[Found, Matrix]:
+        """image_ids, ascending, and L2-normalised vectors of a shard's usable rows."""
+        assert self._column.step is not None
+        table = self._layout.table(self._column.step, shard, ["image_id", self._column.column])
+        vectors = Vectors(table.column(self._column.column))
+        rows = np.flatnonzero(vectors.usable)
+        return table.column("image_id").to_numpy().astype(np.int64)[rows], vectors.take(rows)
+
+    def blocks(self) -> Iterator[tuple[Found, Matrix]]:
+        """All shards, as `of`, about `BLOCK` rows at a time."""
+        waiting: list[tuple[Found, Matrix]] = []
+        for shard in sorted(self._shards):
+            waiting.append(self.of(shard))
+            if sum(len(ids) for ids, _ in waiting) >= BLOCK:
+                yield _joined(waiting)
+                waiting = []
+        if waiting:
+            yield _joined(waiting)
+
+    def sample(self, size: int) -> tuple[Found, Matrix]:
+        """About `size` rows, drawn from all shards; always the same ones."""
+        total = sum(self.counts.values())
+        drawn = np.sort(np.random.default_rng(0).choice(total, min(size, total), replace=False, shuffle=False))
+        parts, first = [], 0
+        for shard, count in self.counts.items():
+            low, high = np.searchsorted(drawn, [first, first + count])
+            if low < high:
+                ids, vectors = self.of(shard)
+                chosen = drawn[low:high] - first
+                parts.append((ids[chosen], vectors[chosen]))
+            first += count
+        return _joined(parts)
+
+
+def _joined(parts: list[tuple[Found, Matrix]]) -> tuple[Found, Matrix]:
+    return np.concatenate([ids for ids, _ in parts]), np.concatenate([vectors for _, vectors in parts])
+
+
+def _build(rows: _Rows, flat_up_to: int) -> SearchIndex:
+    import faiss
+
+    if rows.images <= flat_up_to or sum(rows.counts.values()) <= flat_up_to:
+        index: Any = faiss.IndexIDMap(faiss.IndexFlatIP(rows.dimensions))
+        for ids, vectors in rows.blocks():
+            index.add_with_ids(vectors, ids)
+        return SearchIndex(index, Facts("flat", index.ntotal))
+    lists = min(LISTS, int(np.sqrt(sum(rows.counts.values()))))
+    ids, sample = rows.sample(max(SAMPLE_AT_LEAST, SAMPLE_PER_LIST * lists))
+    index = faiss.IndexIVFPQ(
+        faiss.IndexFlatIP(rows.dimensions), rows.dimensions, lists, _parts(rows.dimensions), 8,
+        faiss.METRIC_INNER_PRODUCT,
+    )  # fmt: skip
+    index.cp.spherical = True
+    index.pq.cp.niter, index.pq.cp.max_points_per_centroid = 10, SAMPLE_PER_LIST
+    for training in (index.cp, index.pq.cp):
+        training.min_points_per_centroid = 1  # fewer are no mistake: the run may have no more
+    index.train(sample)
+    chosen = np.linspace(0, len(ids) - 1, min(MEASURED_WITH, len(ids))).astype(np.int64)
+    truth = _Truth(ids[chosen], sample[chosen])
+    del ids, sample
+    for ids, vectors in rows.blocks():
+        index.add_with_ids(vectors, ids)
+        truth.look_at(ids, vectors)
+    return SearchIndex(index, Facts("ivf-pq", index.ntotal, *_measure(index, truth)))
+
+
+def _parts(dimensions: int) -> int:
+    """Into how many parts, of four dimensions or more, vectors are cut."""
+    return max(parts for parts in range(1, max(1, dimensions // 4) + 1) if dimensions % parts == 0)
+
+
+def _measure(index: Any, truth: _Truth) -> tuple[float, int]:
+    """The recall of the fewest lists, by doubling, that reach `TARGET`; and how many these are."""
+    lists = 1
+    while True:
+        index.nprobe = lists
+        recall = truth.recall(index.search(truth.queries, AT_LEAST)[1])
+        if recall >= TARGET or lists == index.nlist:
+            return round(recall, 4), lists
+        lists = min(2 * lists, index.nlist)
+
+
+class _Truth:
+    """The true neighbours of some vectors of an index, gathered while it is filled.
+
+    Args:
+        own: Their image_ids.
+        queries: float32 (n, dimensions), L2-normalised.
+    """
+
+    def __init__(self, own: Found, queries: Matrix) -> None:
+        self.queries = queries
+        self._own = own
+        self._ids = np.full((len(own), DEPTH), -1)
+        self._cosines = np.full((len(own), DEPTH), -np.inf, dtype=np.float32)
+
+    def look_at(self, ids: Found, vectors: Matrix) -> None:
+        """Some more of the index's vectors, and their image_ids."""
+        fresh = self.queries @ vectors.T
+        fresh[self._own[:, None] == ids] = -np.inf
+        cosines = np.concatenate([self._cosines, fresh], axis=1)
+        everyone = np.concatenate([self._ids, np.broadcast_to(ids, fresh.shape)], axis=1)
+        best = np.argsort(-cosines, axis=1, kind="stable")[:, :DEPTH]
+        self._cosines = np.take_along_axis(cosines, best, axis=1)
+        self._ids = np.take_along_axis(everyone, best, axis=1)
+
+    def recall(self, found: Found) -> float:
+        """Share of the nearest `NEIGHBOURS` among candidates.
+
+        A candidate counts where its cosine reaches that of the last true neighbour: of several copies any will do. A
+        vector with more copies than are known here says nothing.
+        """
+        enough = self._cosines[:, NEIGHBOURS - 1, None] - 1e-6
+        telling = self._cosines[:, -1:] < enough
+        right = np.where(self._cosines >= enough, self._ids, -2)
+        hits = (found[:, :, None] == right[:, None, :]).any(axis=2).sum(axis=1)
+        shares = np.minimum(hits, NEIGHBOURS)[telling[:, 0]] / NEIGHBOURS
+        return float(shares.mean()) if len(shares) else 1.0
+
+
+def _keep(store: Store, folder: str, name: str, built: SearchIndex) -> SearchIndex:
+    """Write an index, and remove those of the same step that held fewer shards."""
+    import faiss
+
+    with tempfile.TemporaryDirectory(prefix="labelmill-") as elsewhere:
+        if store.is_local:
+            os.makedirs(store.path(folder), exist_ok=True)
+        path = os.path.join(store.path(folder) if store.is_local else elsewhere, f"{TEMPORARY}{uuid.uuid4().hex}")
+        try:
+            faiss.write_index(built.index, path)
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+        facts = Facts(**{**asdict(built.facts), "checksum": _checksum(path)})
+        if store.is_local:
+            os.replace(path, store.path(f"{name}.faiss"))
+        else:
+            store.fs.put_file(path, store.path(f"{name}.faiss"))
+    store.write(f"{name}.json", (json.dumps(asdict(facts), indent=2) + "\n").encode())
+    for other in store.names(folder):
+        if not f"{folder}/{other}".startswith(name):
+            store.fs.rm(store.path(f"{folder}/{other}"))
+    return SearchIndex(built.index, facts)
+
+
+def _read(store: Store, name: str) -> SearchIndex | None:
+    """A kept index; None where there is none or the file is not what was written."""
+    import faiss
+
+    try:
+        facts = Facts(**json.loads(store.read(f"{name}.json")))
+        with tempfile.TemporaryDirectory(prefix="labelmill-") as folder:
+            path = store.path(f"{name}.faiss")
+            if not store.is_local:
+                path = os.path.join(folder, "index.faiss")
+                store.fs.get_file(store.path(f"{name}.faiss"), path)
+            # FAISS reads what its file says: no byte of a file that is not ours gets there.
+            if _checksum(path) != facts.checksum:
+                return None
+            return SearchIndex(faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC if store.is_local else 0), facts)
+    except (FileNotFoundError, ValueError, TypeError, RuntimeError):
+        return None
+
+
+def _checksum(path: str) -> str:
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while part := file.read(2**22):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield
