@@ -32,6 +32,7 @@ class Inspect(ImageOperator):
     file_hash         SHA-256 of the file, hexadecimal: what `sha256sum` prints
     pixel_hash        XXH3-128 of shape and upright RGB pixels, hexadecimal: equal for a PNG and its copy as BMP
     phash             64-bit perceptual hash, that of ``imagehash.phash``; compare by Hamming distance
+    phash_variants    eight: `phash`, and that of the image turned by 90, 180 and 270 degrees and mirrored in each
     sharpness         ``1 − exp(−σ/100)``, σ the standard deviation of the Laplacian at 256 pixels; higher is sharper.
                       Photographs have 0.4 to 0.8; Gaussian blur of σ = 0.6 % of the long side leaves less than 0.3
     dark              99th percentile of brightness: low if even the brightest parts are dark
@@ -43,11 +44,12 @@ class Inspect(ImageOperator):
     ================  ==================================================================================================
 
     The last six are the scores of CleanVision, whose thresholds are dark 0.32, light 0.05, odd_aspect_ratio 0.35,
-    low_information 0.3, blurry 0.29. `operators.quality` says how they, `sharpness` and `phash` are measured, and what
-    is sampled in images of more than 320 × 240 pixels.
+    low_information 0.3, blurry 0.29. `operators.quality` says how they, `sharpness` and the hashes are measured, and
+    what is sampled in images of more than 320 × 240 pixels.
     """
 
     name = "inspect"
+    version = 2
 
     def writes(self) -> pa.Schema:
         scores = ["dark", "light", "odd_aspect_ratio", "low_information", "blurry", "grayscale"]
@@ -66,6 +68,7 @@ class Inspect(ImageOperator):
                 ("file_hash", pa.string()),
                 ("pixel_hash", pa.string()),
                 ("phash", pa.uint64()),
+                ("phash_variants", pa.list_(pa.uint64(), 8)),
                 ("sharpness", pa.float32()),
                 *((score, pa.float32()) for score in scores),
             ]

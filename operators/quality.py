@@ -40,8 +40,8 @@ def measure(pixels: NDArray[np.uint8], stored_grey: bool) -> dict[str, Any]:
             picture stored as RGB scores log2(3)/10 higher.
 
     Returns:
-        `dark`, `light`, `low_information`, `blurry` and `sharpness`, floats in [0, 1], and `phash`, an unsigned
-        64-bit integer.
+        `dark`, `light`, `low_information`, `blurry` and `sharpness`, floats in [0, 1]; `phash`, an unsigned 64-bit
+        integer; and `phash_variants`, 8 of them.
     """
     height, width = pixels.shape[:2]
     exact = width * height <= EXACT_PIXELS
@@ -56,7 +56,7 @@ def measure(pixels: NDArray[np.uint8], stored_grey: bool) -> dict[str, Any]:
         "low_information": min(1.0, Image.fromarray(seen[..., 0] if stored_grey else seen).entropy() / 10),
         "blurry": _blurry(source, width, height),
         "sharpness": _sharpness(np.asarray(scaled)),
-        "phash": _phash(source.convert("L")),
+        **_phashes(source.convert("L")),
     }
 
 
@@ -136,16 +136,22 @@ def _sharpness(luma: NDArray[np.uint8]) -> float:
     return float(1 - np.exp(-0.01 * deviation[0, 0]))
 
 
-def _phash(luma: Image.Image) -> int:
+def _phashes(luma: Image.Image) -> dict[str, Any]:
     """Which of the 8 × 8 lowest frequencies lie above their median, row by row, the first in the highest bit.
 
-    Ties are decided by rounding: of a flat or symmetric picture, imagehash compares the noise of floating point.
+    Ties are decided by rounding: of a flat or symmetric picture, imagehash compares the noise of floating point. To
+    mirror a picture changes the sign of its odd frequencies, and to swap its axes swaps theirs: with both come all
+    eight ways in which it may be turned and mirrored.
     """
     tiny = luma.resize((32, 32), Image.Resampling.LANCZOS)
     cosines = _cosines()
-    frequencies = np.round(cosines @ np.asarray(tiny, dtype=np.float64) @ cosines.T, 6)
-    bits = frequencies > np.median(frequencies)
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+    upright = np.round(cosines @ np.asarray(tiny, dtype=np.float64) @ cosines.T, 6)
+    down = np.array([1.0, -1.0] * 4)[:, None]
+    mirrored = np.stack([upright, upright * down.T, upright * down, upright * down * down.T])
+    frequencies = np.concatenate([mirrored, mirrored.transpose(0, 2, 1)]).reshape(8, 64)
+    bits = frequencies > np.median(frequencies, axis=1, keepdims=True)
+    hashes = np.packbits(bits, axis=1).view(">u8").ravel().astype(np.uint64).tolist()
+    return {"phash": hashes[0], "phash_variants": hashes}
 
 
 @cache

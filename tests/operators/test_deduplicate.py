@@ -180,7 +180,19 @@ def test_hashes_of_any_type(kind: pa.DataType) -> None:
     assert [decision.decision for decision in result.decisions or []] == ["kept", "duplicate", "failed"]
 
 
-@pytest.mark.parametrize("params", [{"by": []}, {"by": ["name"]}, {"keep": "last"}, {"threshold": 0.9}])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"by": []},
+        {"by": ["name"]},
+        {"threshold": 1.5},
+        {"threshold": 0},
+        {"distance": 17},
+        {"distance": -1},
+        {"flips": True},
+        {"similarity": 0.9},
+    ],
+)
 def test_unknown_parameters_are_refused(params: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Deduplicate.Params(**params)

@@ -1,0 +1,80 @@
+"""One number for each image, from an expression over its columns: ``sharpness * min_side``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from operators.base import OperatorError, RowError
+from operators.expressions import ExpressionError, parse
+from operators.functions import connection
+
+
+class Figure:
+    """An expression, read and found safe; see `operators.expressions`.
+
+    Args:
+        text: As the user wrote it.
+        param: The parameter that it came from, for errors.
+
+    Raises:
+        OperatorError: It is not one expression over the row's columns.
+    """
+
+    def __init__(self, text: str, param: tuple[str | int, ...]) -> None:
+        try:
+            self._expression = parse(text)
+        except ExpressionError as error:
+            raise OperatorError(str(error), param) from None
+        if len(self._expression.parts) != 1:
+            raise OperatorError(f"{text!r} must be a number but is a condition", param)
+        self._text, self._param = text, param
+        self.reads = self._expression.reads
+
+    def check(self, columns: Mapping[str, pa.DataType]) -> None:
+        """Bind the expression to the types of its columns.
+
+        Raises:
+            OperatorError: It does not fit them, or is no number.
+        """
+        import duckdb
+
+        types = {"image_id": pa.int64(), "key": pa.string(), **columns}
+        names = dict.fromkeys(("image_id", *self._expression.inputs))
+        nulls = pa.table({name: pa.nulls(1, types[name]) for name in names})
+        described = ", ".join(f"{name} is {types[name]}" for name in self.reads) or "it reads no column"
+        try:
+            kind = self._run(nulls).type
+        except duckdb.Error as error:
+            message = f"{self._text!r} must fit its columns but does not: {error} ({described})"
+            raise OperatorError(message, self._param) from None
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+            raise OperatorError(f"{self._text!r} must be a number but is {kind} ({described})", self._param)
+
+    def compute(self, table: pa.Table) -> NDArray[np.float64]:
+        """Of every row: float64 (rows,), NaN where it is not known.
+
+        Raises:
+            RowError: A row cannot be computed.
+        """
+        import duckdb
+
+        if not table.num_rows:
+            return np.zeros(0)
+        try:
+            found = self._run(table)
+        except duckdb.Error as error:
+            raise RowError(f"{self._text!r} cannot be computed: {error}") from error
+        return np.asarray(found.cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)
+
+    def _run(self, table: pa.Table) -> pa.ChunkedArray:
+        duck = connection()
+        names = dict.fromkeys(("image_id", *self._expression.inputs))
+        duck.register("rows", table.select(list(names)))
+        try:
+            return duck.sql(f"SELECT ({self._expression.parts[0].sql}) AS figure FROM rows").to_arrow_table().column(0)
+        finally:
+            duck.unregister("rows")
