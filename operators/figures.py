@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.base import OperatorError, RowError
+from operators.base import OperatorError
 from operators.expressions import ExpressionError, parse
 from operators.functions import connection
 
@@ -55,26 +55,17 @@ class Figure:
             raise OperatorError(f"{self._text!r} must be a number but is {kind} ({described})", self._param)
 
     def compute(self, table: pa.Table) -> NDArray[np.float64]:
-        """Of every row: float64 (rows,), NaN where it is not known.
-
-        Raises:
-            RowError: A row cannot be computed.
-        """
-        import duckdb
-
+        """Of every row: float64 (rows,), NaN where it is not known or cannot be computed."""
         if not table.num_rows:
             return np.zeros(0)
-        try:
-            found = self._run(table)
-        except duckdb.Error as error:
-            raise RowError(f"{self._text!r} cannot be computed: {error}") from error
-        return np.asarray(found.cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)
+        return np.asarray(self._run(table, "TRY(CAST(({}) AS DOUBLE))").to_numpy(), dtype=np.float64)
 
-    def _run(self, table: pa.Table) -> pa.ChunkedArray:
+    def _run(self, table: pa.Table, wrapped: str = "({})") -> pa.ChunkedArray:
         duck = connection()
         names = dict.fromkeys(("image_id", *self._expression.inputs))
         duck.register("rows", table.select(list(names)))
+        wrapped = wrapped.format(self._expression.parts[0].sql)
         try:
-            return duck.sql(f"SELECT ({self._expression.parts[0].sql}) AS figure FROM rows").to_arrow_table().column(0)
+            return duck.sql(f"SELECT {wrapped} AS figure FROM rows").to_arrow_table().column(0)
         finally:
             duck.unregister("rows")

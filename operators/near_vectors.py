@@ -96,12 +96,7 @@ class NearVectors:
         return sure
 
     def _take(self, ranks: Ranks) -> NDArray[np.float32]:
-        """Vectors by rank, read from the disk in the order in which they stand there."""
-        rows = self._rows[ranks]
-        order = np.argsort(rows)
-        taken = np.empty((len(rows), self._vectors.dimensions), dtype=np.float32)
-        taken[order] = self._vectors.take(rows[order])
-        return taken
+        return self._vectors.take(self._rows[ranks])
 
     def _first_in(
         self,

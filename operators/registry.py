@@ -28,6 +28,7 @@ BUILT_IN = {
     "gaze": "operators.gaze:Gaze",
     "ask": "operators.ask:Ask",
     "pipeline": "operators.pipeline:Pipeline",
+    "balance": "operators.balance:Balance",
     "split": "operators.split:Split",
 }
 """Name → where it is. A new operator gets a file and a line here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -56,12 +57,14 @@ class Vectors:
             yield start, self.block(start, start + size)
 
     def take(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Chosen rows, in the order asked for: as `block`. Fastest where they ascend."""
+        """Chosen rows, in the order asked for: as `block`. They are read in the order in which they stand."""
         found = np.zeros((len(rows), self.dimensions), dtype=np.float32)
-        owner = np.searchsorted(self._starts, rows, side="right") - 1
-        for number in np.unique(owner):
-            here = np.flatnonzero(owner == number)
-            found[here] = _float32(self._chunks[number].numbers[rows[here] - self._starts[number]])
+        order = np.argsort(rows, kind="stable")
+        ends = np.searchsorted(rows[order], self._starts)
+        for number, (low, high) in enumerate(pairwise(ends.tolist())):
+            if low < high:
+                here = order[low:high]
+                found[here] = _float32(self._chunks[number].numbers[rows[here] - self._starts[number]])
         found[~self.usable[rows]] = 0
         norms = np.linalg.norm(found, axis=1, keepdims=True)
         return np.divide(found, norms, out=found, where=norms > 0)
