@@ -81,7 +81,7 @@ def build(card: ModelCard, tokenizer: Any) -> Any:
     Raises:
         ModelError: Its sizes cannot be built, or the weights are missing, corrupt or of another model.
     """
-    state = None if card.weights.random is not None else _read(card)
+    state = None if card.weights.random is not None else weights.read(card, inside="model")
     with seeded(card.weights.random or 0):
         try:
             model = _initial(card, tokenizer)
@@ -174,28 +174,6 @@ def _bert(sizes: dict[str, Any]) -> Any:
             return [None] * layers
 
     return Bert(BertConfig(**sizes))
-
-
-def _read(card: ModelCard) -> dict[str, torch.Tensor]:
-    """The verified tensors of the card's weights file, on the CPU.
-
-    Raises:
-        ModelError: The file is missing, another one, corrupt, or holds something else.
-    """
-    import torch
-
-    path = weights.files(card)[0]
-    if path.suffix == ".safetensors":
-        return weights.read(card)
-    weights.verify(card)
-    try:
-        saved: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a corrupt file raises depends on the byte that is wrong
-        raise ModelError(f"weights of card {card.name} cannot be read from {path}: {error}") from error
-    state = saved.get("model", saved) if isinstance(saved, Mapping) else saved
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise ModelError(f"weights of card {card.name} must be a mapping of names to tensors but {path} is not")
-    return dict(state)
 
 
 def _with_shared(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from operators.engines import onnx
 from operators.models import weights
 from operators.models.card import Dtype, ModelCard, ModelError
 
@@ -112,14 +113,7 @@ def _session(card: ModelCard, path: Path) -> Any:
     Raises:
         ModelError: It is corrupt, or another model.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no class in common
-        raise ModelError(f"weights of card {card.name} cannot be read from {path}: {error}") from error
+    session = onnx.session(card, path)
     shapes = [[node.shape[1:] for node in nodes] for nodes in (session.get_inputs(), session.get_outputs())]
     if shapes != [[[SIZE, SIZE, 3]], [[2]]]:
         raise ModelError(

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from operators.engines import onnx
 from operators.engines.reader import Item, Word, inside
 from operators.models import weights
 from operators.models.card import Dtype, ModelCard, ModelError
@@ -120,7 +120,7 @@ class RapidOcr:
     def __init__(self, card: ModelCard) -> None:
         check(card, "auto")
         weights.verify(card)
-        sessions = [_session(card, path) for path in weights.files(card)]
+        sessions = [onnx.session(card, path) for path in weights.files(card)]
         self._stages = _stages(card, sessions)
         self._detector = self._stages._load_det_model()
         if len(sessions) == 3:
@@ -184,19 +184,6 @@ class RapidOcr:
             centres = np.array([word.quad.mean(axis=0) for word in line]).reshape(-1, 2)
             words += [word for word, good in zip(line, inside(centres, item.boxes), strict=True) if good]
         return words
-
-
-def _session(card: ModelCard, path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = False  # every image has a size of its own; an arena would keep room for them all
-    options.log_severity_level = 4
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has an exception for every stage of reading
-        raise ModelError(f"weights of card {card.name} cannot be read from {path}: {error}") from error
 
 
 def _stages(card: ModelCard, sessions: list[Any]) -> Any:

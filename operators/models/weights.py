@@ -96,10 +96,14 @@ def verify(card: ModelCard) -> None:
         raise ModelError(f"weights of card {card.name} must have sha256 {expected} but {paths[0]} has {found}")
 
 
-def read(card: ModelCard) -> dict[str, torch.Tensor]:
+def read(card: ModelCard, inside: str | None = None) -> dict[str, torch.Tensor]:
     """The verified tensors of the card's weights file, on the CPU.
 
     ``.safetensors`` is read as such; anything else by ``torch.load(weights_only=True)``, which runs no code.
+
+    Args:
+        card: The model.
+        inside: The key under which a file that is no safetensors keeps them, if it has that key.
 
     Raises:
         ModelError: The file is missing, another one, corrupt, or holds something else.
@@ -117,6 +121,8 @@ def read(card: ModelCard) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a corrupt file raises depends on the byte that is wrong
         raise ModelError(f"weights of card {card.name} cannot be read from {path}: {error}") from error
+    if inside is not None and isinstance(state, Mapping):
+        state = state.get(inside, state)
     if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise ModelError(f"weights of card {card.name} must be a mapping of names to tensors but {path} is not")
     return dict(state)
