@@ -28,6 +28,7 @@ BUILT_IN = {
     "gaze": "operators.gaze:Gaze",
     "ask": "operators.ask:Ask",
     "pipeline": "operators.pipeline:Pipeline",
+    "cluster": "operators.cluster:Cluster",
     "balance": "operators.balance:Balance",
     "split": "operators.split:Split",
 }

@@ -197,10 +197,13 @@ def pull_models(names: list[str], console: Console) -> None:
                 paths = pull(card, report)
             except ModelError as error:
                 raise UserError(str(error)) from error
-        size = sum(path.stat().st_size for path in paths)
-        console.print(
-            f"  here and verified, {size / 1e6:,.0f} MB" if paths else "  random weights; there is nothing to fetch"
-        )
+        if card.weights.endpoint is not None:
+            told = f"there is nothing to fetch: it runs at {card.weights.endpoint}"
+        elif not paths:
+            told = "there is nothing to fetch: its weights are random"
+        else:
+            told = f"here and verified, {sum(path.stat().st_size for path in paths) / 1e6:,.0f} MB"
+        console.print(f"  {told}", markup=False)
 
 
 def draw_world(out: Path, images: int, seed: int, console: Console) -> None:

@@ -1,5 +1,6 @@
 """``make bench``: every benchmark, one after the other."""
 
-from tests.benchmarks import mill
+from tests.benchmarks import mill, operators
 
 mill.main()
+operators.main([])

@@ -1,0 +1,1 @@
+"""How vectors are put into clusters: what `cluster` is made of."""

@@ -1,0 +1,171 @@
+"""Nearest neighbours by Euclidean distance between unit vectors, √(2 − 2 cosine), and what they say about density."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from operators.clustering.centres import train
+from operators.clustering.points import BLOCK, Points
+
+if TYPE_CHECKING:
+    import faiss
+
+EXACT = 16_384
+"""Up to as many points every one is compared; beyond, those in the nearest cells of an inverted file."""
+
+PROBES = 16
+"""Cells that are looked into.
+
+Of 50,000 vectors of 512 numbers in 400 planted clusters this finds 97 % of the 10 nearest neighbours (74 % for those in
+no cluster, whose neighbours are all nearly as far), without any clusters 90 %.
+"""
+
+RESOLUTION = 1e-3
+"""Two float16 copies of one unit vector may be as far apart as this, so smaller distances say nothing."""
+
+_PAIRS = 16_384
+_PER_CELL, _ROUNDS = 32, 6
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """The nearest points of some points.
+
+    Attributes:
+        points: int64 (n, k): the nearest, nearest first; never the point itself.
+        distances: float64 (n, k), ascending.
+    """
+
+    points: NDArray[np.int64]
+    distances: NDArray[np.float64]
+
+    def nearest(self, count: int) -> Neighbourhood:
+        """Fewer of them."""
+        return Neighbourhood(self.points[:, :count], self.distances[:, :count])
+
+
+class Neighbours:
+    """Searches among points (FAISS).
+
+    Args:
+        points: Which points there are.
+        chosen: int64, ascending: those that may be found.
+        exact: Compare with every point whatever their number.
+    """
+
+    def __init__(self, points: Points, chosen: NDArray[np.int64], exact: bool = False) -> None:
+        self._all = points
+        self.points = chosen
+        self.vectors = points.load(chosen)
+        self._index = None if exact or len(chosen) <= EXACT else _inverted_file(self.vectors)
+
+    def search(self, queries: NDArray[np.int64], count: int) -> Neighbourhood:
+        """The nearest points of each query.
+
+        Args:
+            queries: int64 (n,).
+            count: How many; fewer are given when there are not so many.
+        """
+        is_own = np.isin(queries, self.points, assume_unique=True)
+        count = min(count, len(self.points) - (1 if is_own.any() else 0))
+        found = np.empty((len(queries), count), dtype=np.int64)
+        distances = np.empty((len(queries), count))
+        order = np.argsort(self._all.rows[queries])  # as they lie on the disk
+        for start in range(0, len(queries) if count else 0, BLOCK):
+            part = order[start : start + BLOCK]
+            vectors = self._all.load(queries[part])
+            places = self._closest(vectors, min(count + 1, len(self.points)))
+            found[part], distances[part] = self._nearest(queries[part], vectors, places, count)
+        return Neighbourhood(found, distances)
+
+    def _closest(self, vectors: NDArray[np.float32], wanted: int) -> NDArray[np.int64]:
+        """Places of those with the highest cosines: int64 (n, wanted)."""
+        if self._index is None:
+            return _compare(vectors, self.vectors, wanted)
+        places: NDArray[np.int64] = self._index.search(vectors, wanted)[1]
+        # -1 where the cells that were looked into hold too few: those queries are compared with all.
+        short = np.flatnonzero((places < 0).any(axis=1))
+        if len(short):
+            places[short] = _compare(vectors[short], self.vectors, wanted)
+        return places
+
+    def _nearest(
+        self, queries: NDArray[np.int64], vectors: NDArray[np.float32], places: NDArray[np.int64], count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Without the point itself; of those equally far the first by key is nearer."""
+        distances = np.empty(places.shape)
+        step = max(1, _PAIRS // places.shape[1])
+        for start in range(0, len(places), step):
+            part = slice(start, start + step)
+            # By differences: a product of matrices is exact to 1e-7 only, which is 3e-4 of distance.
+            apart = vectors[part, None] - self.vectors[places[part]]
+            distances[part] = np.sqrt(np.einsum("ijk,ijk->ij", apart, apart))
+        distances[self.points[places] == queries[:, None]] = np.inf
+        order = np.lexsort((places, distances), axis=1)[:, :count]
+        return self.points[np.take_along_axis(places, order, 1)], np.take_along_axis(distances, order, 1)
+
+
+def _inverted_file(vectors: NDArray[np.float32]) -> faiss.IndexIVFFlat:
+    """An inverted file with 4 √n cells (FAISS's guideline); its centres do not depend on the number of threads."""
+    import faiss
+
+    count, dimensions = int(4 * np.sqrt(len(vectors))), vectors.shape[1]
+    sample = np.sort(np.random.default_rng(0).choice(len(vectors), min(len(vectors), count * _PER_CELL), replace=False))
+    coarse = faiss.IndexFlatIP(dimensions)
+    coarse.add(train(vectors[sample], count, seed=0, rounds=_ROUNDS))
+    index = faiss.IndexIVFFlat(coarse, dimensions, count, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors[sample])
+    index.add(vectors)
+    index.nprobe = PROBES
+    return index
+
+
+def _compare(vectors: NDArray[np.float32], among: NDArray[np.float32], wanted: int) -> NDArray[np.int64]:
+    import faiss
+
+    places: NDArray[np.int64] = faiss.knn(vectors, among, wanted, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    return places
+
+
+def outlier_scores(
+    points: Points, queries: NDArray[np.int64], count: int, references: NDArray[np.int64], known: Neighbourhood | None
+) -> NDArray[np.float64]:
+    """How far a point is from its k-th neighbour, against how far these are from theirs.
+
+    The simplified local outlier factor (Schubert, Zimek, Kriegel 2014, Local outlier detection reconsidered, section
+    4.1; after Breunig et al. 2000, LOF): the mean over the k nearest neighbours o of ``kdist(p) / kdist(o)``. It is
+    near 1 inside a group however dense that is, and grows without bound away from it.
+
+    Args:
+        points: Which points there are.
+        queries: int64, ascending: those to score.
+        count: k.
+        references: int64, ascending: among which neighbours are sought.
+        known: The nearest among `references` of all points, where they have been found already; at least `count`.
+
+    Returns:
+        float64 (queries,). 1 where there is no other point.
+    """
+    if known is None:
+        search = Neighbours(points, references)
+        around = search.search(queries, count)
+    else:
+        around = Neighbourhood(known.points[queries], known.distances[queries]).nearest(count)
+    if not around.points.shape[1]:
+        return np.ones(len(queries))
+    reach = np.full(len(points), np.nan)
+    reach[queries] = around.distances[:, -1]
+    others = np.setdiff1d(around.points, queries)
+    if len(others):
+        found = known.distances[others] if known is not None else search.search(others, count).distances
+        reach[others] = found[:, :count][:, -1]
+    reach = np.maximum(reach, RESOLUTION)
+    scores = np.empty(len(queries))
+    for start in range(0, len(queries), BLOCK):
+        part = slice(start, start + BLOCK)
+        scores[part] = (reach[queries[part], None] / reach[around.points[part]]).mean(axis=1)
+    return scores
