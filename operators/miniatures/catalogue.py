@@ -57,8 +57,6 @@ TRAININGS = (
     Training("gaze", "l2cs-miniature"),
 )
 """The longest first."""
-UNTRAINED = frozenset({"vlm"})
-"""Trainings whose weights are not committed: they can be run, but have not come near their goal yet."""
 
 
 @dataclass(frozen=True)

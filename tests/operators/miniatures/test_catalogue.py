@@ -16,13 +16,11 @@ from operators.miniatures.catalogue import (
     SCENES,
     SCORES,
     TRAININGS,
-    UNTRAINED,
     WEIGHTS,
     Training,
     evaluate,
     table,
 )
-from operators.models.card import ModelError
 from operators.models.weights import files, verify
 
 KNOWN: dict[str, dict[str, dict[str, float]]] = json.loads(SCORES.read_text(encoding="utf-8"))
@@ -35,11 +33,6 @@ def test_all_weights_together_are_small() -> None:
 @pytest.mark.parametrize("training", TRAININGS, ids=lambda training: training.name)
 def test_every_training_has_its_card_and_its_weights_as_float16(training: Training) -> None:
     card = training.model_card()
-    if training.name in UNTRAINED:
-        with pytest.raises(ModelError, match="no such file"):
-            files(card)
-        assert "not trained yet" in card.note.lower()
-        return
     verify(card)
     assert files(card) == [training.weights]
     assert training.module.SCENES >= 0
@@ -48,12 +41,12 @@ def test_every_training_has_its_card_and_its_weights_as_float16(training: Traini
 
 
 def test_every_goal_has_its_score_and_the_table_shows_them() -> None:
-    assert set(KNOWN[str(SCENES)]) == set(KNOWN[str(FEW)]) == set(GOALS) - UNTRAINED
+    assert set(KNOWN[str(SCENES)]) == set(KNOWN[str(FEW)]) == set(GOALS)
     assert table(KNOWN[str(SCENES)]) in README.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in GOALS if name not in UNTRAINED])
+@pytest.mark.parametrize("name", list(GOALS))
 def test_the_committed_weights_score_what_is_claimed(name: str) -> None:
     """On the first scenes. Other processors round differently: one answer in a hundred may turn."""
     assert evaluate(name, FEW) == pytest.approx(KNOWN[str(FEW)][name], abs=0.01, rel=0.01, nan_ok=True)
