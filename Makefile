@@ -29,7 +29,7 @@ lint: .venv/installed  ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/installed  ## Time the mill against a bare loop (several minutes)
+bench: .venv/installed  ## Time the mill and every operator against bare loops (half an hour on two cores)
 	$(BIN)/python -m tests.benchmarks
 
 miniatures: .venv/installed  ## Train the small models on the drawn world and measure them (hours on two cores)
