@@ -1,6 +1,7 @@
 """``make bench``: every benchmark, one after the other."""
 
-from tests.benchmarks import mill, operators
+from tests.benchmarks import mill, near_duplicates, operators
 
 mill.main()
 operators.main([])
+near_duplicates.main([])

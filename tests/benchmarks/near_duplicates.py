@@ -31,13 +31,13 @@ BITS = 4
 BLOCK = 50_000
 
 
-def main() -> None:
-    """Time every size and print a table."""
+def main(arguments: list[str] | None = None) -> None:
+    """Time every size and print a table; the arguments are those of the command line if None."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=int, nargs="*", default=[100_000, 1_000_000])
     parser.add_argument("--hashes", type=int, nargs="*", default=[1_000_000, 10_000_000])
     parser.add_argument("--one", nargs=2, metavar=("KIND", "COUNT"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.one:
         print(json.dumps({"vectors": vectors, "hashes": hashes}[given.one[0]](int(given.one[1]))))
         return

@@ -213,7 +213,7 @@ UNSEEN = {f"{colour} {kind}" for kind, colour in HELD_OUT}
 @settings(max_examples=200, deadline=None)
 @given(things_of_scenes, st.integers(1, 20), st.integers(0, 10_000))
 def test_what_is_asked_is_answered_right(things: list[Thing], count: int, seed: int) -> None:
-    asked = ask(things, count, np.random.default_rng(seed))
+    asked = ask(things, [], count, np.random.default_rng(seed))
     assert len(asked.names) == len(set(asked.names)) == count
     assert set(asked.names) <= ALL - UNSEEN
     assert asked.answers.shape == (len(things), count)
@@ -222,7 +222,7 @@ def test_what_is_asked_is_answered_right(things: list[Thing], count: int, seed: 
         *colour, kind = name.split()
         right = [thing.kind == kind and (not colour or thing.colour == colour[0]) for thing in things]
         assert asked.answers[:, column].tolist() == right
-    again = ask(things, count, np.random.default_rng(seed))
+    again = ask(things, [], count, np.random.default_rng(seed))
     assert again.names == asked.names
 
 
@@ -239,7 +239,7 @@ def test_answers_by_hand() -> None:
 def test_how_often_things_are_asked_for() -> None:
     box = (0.0, 0.0, 1.0, 1.0)
     car, face = Thing("car", "red", box), Thing(FACE, None, box)
-    rounds = [set(ask([car, face], 8, np.random.default_rng(seed)).names) for seed in range(600)]
+    rounds = [set(ask([car, face], [], 8, np.random.default_rng(seed)).names) for seed in range(600)]
     by_name, by_kind = (np.array([name in names for names in rounds]) for name in ("red car", "car"))
     assert 0.7 < by_name.mean() < 0.8
     assert 0.26 < by_kind.mean() < 0.38
@@ -253,7 +253,7 @@ def test_half_of_what_is_not_there_is_like_something_that_is() -> None:
     things = [Thing("car", "red", box), Thing("tree", "green", box)]
     absent = []
     for seed in range(200):
-        asked = ask(things, 12, np.random.default_rng(seed))
+        asked = ask(things, [], 12, np.random.default_rng(seed))
         absent += [name for name, there in zip(asked.names, asked.answers.any(axis=0), strict=True) if not there]
     alike = np.mean([bool({"car", "tree", "red", "green"} & set(name.split())) for name in absent])
     assert 0.45 < alike < 0.75
@@ -263,6 +263,6 @@ def test_half_of_what_is_not_there_is_like_something_that_is() -> None:
 
 def test_names_stand_in_any_order() -> None:
     box = (0.0, 0.0, 1.0, 1.0)
-    rounds = [ask([Thing("car", "red", box)], 5, np.random.default_rng(seed)).names for seed in range(300)]
+    rounds = [ask([Thing("car", "red", box)], [], 5, np.random.default_rng(seed)).names for seed in range(300)]
     places = np.bincount([names.index("red car") for names in rounds if "red car" in names], minlength=5)
     assert places.min() > 0.1 * places.sum()
