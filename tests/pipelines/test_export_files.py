@@ -152,7 +152,7 @@ def test_a_file_that_is_there_is_never_written_into(tmp_path: Path, mode: str) -
 
 
 def test_bytes_from_elsewhere_are_fetched_by_several_threads(tmp_path: Path) -> None:
-    meet = threading.Barrier(4, timeout=20)
+    meet = threading.Barrier(4, timeout=120)
 
     def fetch(uri: str) -> bytes:
         meet.wait()
