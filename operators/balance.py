@@ -19,7 +19,7 @@ from operators.figures import Figure
 from operators.image_classes import ImageClasses, check_classes, read_classes
 from operators.rows import old_then_new, spans
 from operators.seeded import key_bytes, seeded_hashes
-from operators.vectors import Vectors
+from operators.vectors import Vectors, check_vectors
 
 Pick = Literal["random", "hardest", "typical", "diverse"]
 
@@ -137,10 +137,7 @@ class Balance(DatasetOperator):
         if self.params.by is not None:
             check_classes(self.params.by, columns[self.params.by], "by")
         if self.params.pick == "diverse":
-            found = columns[self.params.embedding]
-            if not (pa.types.is_fixed_size_list(found) and pa.types.is_floating(found.value_type)):
-                message = f"column {self.params.embedding!r} must hold vectors of one length but is {found}"
-                raise OperatorError(message, ("embedding",))
+            check_vectors(self.params.embedding, columns[self.params.embedding])
         if self._hardness is not None:
             self._hardness.check({name: columns[name] for name in self._hardness.reads})
 

@@ -15,6 +15,7 @@ from operators.engines import encoder
 from operators.models.weights import verify
 from operators.ontology import Ontology
 from operators.schemas import embedding
+from operators.vectors import Vectors
 
 
 def _has_slot(template: str) -> str:
@@ -89,32 +90,20 @@ class Classify(TableOperator):
 
     def load(self) -> None:
         self._encoder = encoder.text_encoder(self.params.model)
-        templates, classes = self.params.templates, self.params.ontology.root.values()
-        texts = [
-            [template.replace("{}", prompt) for prompt in prompts for template in templates] for prompts in classes
-        ]
+        texts = class_texts(self.params.ontology, self.params.templates)
         self._vectors = encoder.class_vectors(self._encoder, texts)
 
     def compute(self, table: pa.Table) -> TableResult:
         """Rows without a usable embedding fail; the others get their classes."""
-        column = table.column(self.params.embedding).combine_chunks()
-        width = column.type.list_size
-        present = column.is_valid().to_numpy(zero_copy_only=False)
-        vectors = np.zeros((len(column), width), dtype=np.float32)
-        vectors[present] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-        with np.errstate(invalid="ignore"):
-            norms = np.linalg.norm(vectors, axis=1)
-        usable = np.isfinite(norms) & (norms > 0)
-
-        # Stored embeddings are float16: their length is 1 only to three digits.
-        cosines = (vectors[usable] / norms[usable, None]) @ self._vectors.T
-        probabilities = self._encoder.probabilities(cosines).astype(np.float32)
+        vectors = Vectors(table.column(self.params.embedding))
+        where = np.flatnonzero(vectors.usable)
+        probabilities = self._encoder.probabilities(vectors.take(where) @ self._vectors.T).astype(np.float32)
         best = probabilities.argmax(axis=1)
 
-        classes, where = self.params.ontology.classes, np.flatnonzero(usable)
-        spread = np.full(len(column), -1)
+        classes = self.params.ontology.classes
+        spread = np.full(len(vectors), -1)
         spread[where] = np.arange(len(where))
-        take = pa.array(spread, mask=~usable)
+        take = pa.array(spread, mask=~vectors.usable)
         columns = pa.table(
             [
                 pa.array([classes[index] for index in best], pa.string()).take(take),
@@ -123,13 +112,15 @@ class Classify(TableOperator):
             ],
             schema=self.writes(),
         )
-        decisions = [KEPT] * len(column)
-        for row in np.flatnonzero(~usable):
-            decisions[row] = Decision("failed", _why(present[row], norms[row]))
+        decisions = [KEPT] * len(vectors)
+        for row, problem in vectors.problems.items():
+            decisions[row] = Decision("failed", problem)
         return TableResult(columns, decisions)
 
 
-def _why(present: bool, norm: float) -> str:
-    if not present:
-        return "there is no embedding"
-    return "the embedding must not be all zeros" if norm == 0 else "the embedding must be finite"
+def class_texts(ontology: Ontology, templates: tuple[str, ...]) -> list[list[str]]:
+    """For each class, in order, its prompts in all templates."""
+    return [
+        [template.replace("{}", prompt) for prompt in prompts for template in templates]
+        for prompts in ontology.root.values()
+    ]

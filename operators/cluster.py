@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
 from operators.base import KEPT, DatasetOperator, Decision, Needs, OperatorError, OperatorParams, TableResult, tuning
-from operators.classify import Template
+from operators.classify import Template, class_texts
 from operators.clustering import centres, density
 from operators.clustering.neighbours import Neighbourhood, Neighbours, outlier_scores
 from operators.clustering.points import Points, read_points
@@ -20,8 +20,9 @@ from operators.engines import encoder
 from operators.models.card import ModelCard, require
 from operators.models.weights import verify
 from operators.ontology import Ontology
+from operators.rows import old_then_new
 from operators.schemas import embedding
-from operators.vectors import Vectors
+from operators.vectors import Vectors, check_vectors
 
 Method = Literal["auto", "hdbscan", "kmeans", "hierarchical"]
 
@@ -146,8 +147,7 @@ class Cluster(DatasetOperator):
 
     def check(self, columns: Mapping[str, pa.DataType]) -> None:
         for column, found in columns.items():
-            if not (pa.types.is_fixed_size_list(found) and pa.types.is_floating(found.value_type) and found.list_size):
-                raise OperatorError(f"column {column!r} must hold vectors of one length but is {found}", ("embedding",))
+            check_vectors(column, found)
         super().check(columns)
         if self.params.model is not None:
             encoder.check(self.params.model, text=True)
@@ -170,16 +170,13 @@ class Cluster(DatasetOperator):
     def load(self) -> None:
         if self.params.model is None or self.params.vocabulary is None:
             return
-        texts = [
-            [template.replace("{}", prompt) for prompt in prompts for template in self.params.templates]
-            for prompts in self.params.vocabulary.root.values()
-        ]
+        texts = class_texts(self.params.vocabulary, self.params.templates)
         self._vocabulary = encoder.class_vectors(encoder.text_encoder(self.params.model), texts)
 
     def compute(self, new: pa.Table, old: pa.Table) -> TableResult:
         start, column = old.num_rows, self.params.embedding
-        vectors = Vectors(_joined(old.column(column), new.column(column)))
-        points, of_row = read_points(vectors, _joined(old.column("key"), new.column("key")))
+        vectors = Vectors(old_then_new(column, new, old))
+        points, of_row = read_points(vectors, old_then_new("key", new, old))
         usable = of_row[:start] >= 0
         known = np.full(len(points), UNKNOWN)
         known[of_row[:start][usable]] = _clusters(old)[usable]
@@ -285,10 +282,6 @@ class Cluster(DatasetOperator):
     def _sample(self, dimensions: int) -> int:
         """Vectors that an eighth of the memory holds as float32."""
         return int(np.clip(self.params.memory_gb * 2**30 / 8 / (4 * dimensions), LEAST_SAMPLE, SAMPLE))
-
-
-def _joined(first: pa.ChunkedArray, second: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pa.chunked_array([*first.chunks, *second.chunks], first.type)
 
 
 def _clusters(old: pa.Table) -> NDArray[np.int64]:

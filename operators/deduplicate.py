@@ -11,12 +11,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from operators.base import KEPT, DatasetOperator, Decision, Needs, OperatorError, OperatorParams, TableResult, tuning
+from operators.base import KEPT, DatasetOperator, Decision, Needs, OperatorParams, TableResult, tuning
 from operators.figures import Figure
 from operators.greedy import Near, choose
 from operators.near_hashes import NearHashes
 from operators.near_vectors import NearVectors
-from operators.vectors import Vectors
+from operators.rows import codes
+from operators.vectors import Vectors, check_vectors
 
 By = Literal["file", "pixels"]
 
@@ -27,7 +28,6 @@ _MEASURES: dict[str, tuple[str, ...]] = {
     "sharpest": ("sharpness",),
     "labelled": ("source.labels",),
 }
-VARIANTS = 8
 
 
 class Deduplicate(DatasetOperator):
@@ -124,10 +124,7 @@ class Deduplicate(DatasetOperator):
         if self._figure:
             self._figure.check({name: columns[name] for name in self._figure.reads if name in columns})
         if self.params.threshold is not None and self.params.embedding in columns:
-            found = columns[self.params.embedding]
-            if not (pa.types.is_fixed_size_list(found) and pa.types.is_floating(found.value_type)):
-                message = f"column {self.params.embedding!r} must hold vectors of one length but is {found}"
-                raise OperatorError(message, ("embedding",))
+            check_vectors(self.params.embedding, columns[self.params.embedding])
 
     def compute(self, new: pa.Table, old: pa.Table) -> TableResult:
         """Compare the new rows with each other and with the old rows that were kept."""
@@ -185,7 +182,7 @@ class Copies:
 
     def __init__(self, params: Deduplicate.Params, rows: pa.Table, hash_column: str | None) -> None:
         self._params = params
-        self._codes = {kind: codes(rows.column(_HASHES[kind])) for kind in _HASHES if kind in params.by}
+        self._codes = {kind: codes(rows.column(_HASHES[kind]))[0] for kind in _HASHES if kind in params.by}
         self._columns: dict[str, str] = {kind: _HASHES[kind] for kind in self._codes}
         self._hashes = self._vectors = None
         self.usable = np.ones(rows.num_rows, dtype=bool)
@@ -265,20 +262,6 @@ def _decision(kind: str, figure: float | None, key: str, params: Deduplicate.Par
     if kind == "semantic":
         return Decision("duplicate", f"looks like {key}", figure, params.threshold)
     return Decision("duplicate", f"same {kind} as {key}")
-
-
-def codes(hashes: pa.ChunkedArray) -> NDArray[np.int64]:
-    """A number per distinct hash, -1 for null."""
-    kind = hashes.type.value_type if pa.types.is_dictionary(hashes.type) else hashes.type
-    encoded = hashes.cast(_large(kind)).dictionary_encode().combine_chunks()
-    return pc.fill_null(encoded.indices, -1).to_numpy().astype(np.int64)
-
-
-def _large(kind: pa.DataType) -> pa.DataType:
-    """The type whose offsets do not overflow when all shards stand in one array."""
-    if pa.types.is_string(kind):
-        return pa.large_string()
-    return pa.large_binary() if pa.types.is_binary(kind) else kind
 
 
 def _hashes(column: pa.ChunkedArray) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:

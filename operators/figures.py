@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from operators.base import OperatorError
 from operators.expressions import ExpressionError, parse
-from operators.functions import connection
+from operators.row_queries import bind, describe, plain, select
 
 
 class Figure:
@@ -42,14 +42,12 @@ class Figure:
         """
         import duckdb
 
-        types = {"image_id": pa.int64(), "key": pa.string(), **columns}
-        names = dict.fromkeys(("image_id", *self._expression.inputs))
-        nulls = pa.table({name: pa.nulls(1, types[name]) for name in names})
-        described = ", ".join(f"{name} is {types[name]}" for name in self.reads) or "it reads no column"
+        nulls = bind(self._expression, columns, self._param)
+        described = describe(self._expression, nulls)
         try:
             kind = self._run(nulls).type
         except duckdb.Error as error:
-            message = f"{self._text!r} must fit its columns but does not: {error} ({described})"
+            message = f"{self._text!r} must fit its columns but does not: {plain(error)} ({described})"
             raise OperatorError(message, self._param) from None
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
             raise OperatorError(f"{self._text!r} must be a number but is {kind} ({described})", self._param)
@@ -61,11 +59,5 @@ class Figure:
         return np.asarray(self._run(table, "TRY(CAST(({}) AS DOUBLE))").to_numpy(), dtype=np.float64)
 
     def _run(self, table: pa.Table, wrapped: str = "({})") -> pa.ChunkedArray:
-        duck = connection()
-        names = dict.fromkeys(("image_id", *self._expression.inputs))
-        duck.register("rows", table.select(list(names)))
-        wrapped = wrapped.format(self._expression.parts[0].sql)
-        try:
-            return duck.sql(f"SELECT {wrapped} AS figure FROM rows").to_arrow_table().column(0)
-        finally:
-            duck.unregister("rows")
+        value = wrapped.format(self._expression.parts[0].sql)
+        return select(f"SELECT {value} AS figure FROM rows", table, self._expression).column(0)

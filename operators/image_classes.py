@@ -67,7 +67,7 @@ def read_classes(column: pa.ChunkedArray) -> ImageClasses:
     has[images] = True
     lacking = np.flatnonzero(~has)
 
-    texts = [_name(value) for value in distinct]
+    texts = [_name(value) for value in distinct.to_pylist()]
     names = sorted({*texts, NONE} if len(lacking) else set(texts))
     place = {name: number for number, name in enumerate(names)}
     translate = np.array([place[text] for text in texts], dtype=np.int64)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from operators.base import KEPT, Decision, OperatorError, OperatorParams, RowError, TableOperator, TableResult
 from operators.expressions import ExpressionError, Part, parse
-from operators.functions import connection
+from operators.row_queries import bind, describe, plain, select
 
 _KEPT = -1
 _OUTCOME = '"outcome of keep"'
@@ -69,19 +69,14 @@ class Keep(TableOperator):
         """
         import duckdb
 
-        types = {"image_id": pa.int64(), "key": pa.string(), **columns}
-        described = ", ".join(f"{name} is {types[name]}" for name in self.expression.inputs) or "it reads no column"
-        for name in self.expression.reads:
-            if _holds_float16(types[name]):
-                message = f"column {name!r} must not hold float16 (DuckDB has none) but is {types[name]}"
-                raise OperatorError(message, ("where",))
-        nulls = pa.table({name: pa.nulls(1, kind) for name, kind in types.items()})
+        nulls = bind(self.expression, columns, ("where",))
+        described = describe(self.expression, nulls)
         parts = self.expression.parts
         try:
-            kinds = self._run(f"SELECT {', '.join(part.sql for part in parts)} FROM rows", nulls)
-            self._run(_query(parts), nulls)
+            kinds = select(f"SELECT {', '.join(part.sql for part in parts)} FROM rows", nulls, self.expression)
+            select(_query(parts), nulls, self.expression)
         except duckdb.Error as error:
-            message = f"{self.params.where!r} must fit its columns but does not: {_plain(error)} ({described})"
+            message = f"{self.params.where!r} must fit its columns but does not: {plain(error)} ({described})"
             raise OperatorError(message, ("where",)) from None
         for part, column in zip(parts, kinds.columns, strict=True):
             if not pa.types.is_boolean(column.type):
@@ -98,9 +93,9 @@ class Keep(TableOperator):
 
         parts = self.expression.parts
         try:
-            result = self._run(_query(parts), table)
+            result = select(_query(parts), table, self.expression)
         except (duckdb.DataError, duckdb.InvalidInputException) as error:
-            raise RowError(f"{self.params.where!r} cannot be computed: {_plain(error)}") from error
+            raise RowError(f"{self.params.where!r} cannot be computed: {plain(error)}") from error
         decisions = [KEPT] * table.num_rows
         outcomes = result.column(0).to_numpy()
         for row in np.flatnonzero(outcomes != _KEPT).tolist():
@@ -109,14 +104,6 @@ class Keep(TableOperator):
             found = [result.column(first + offset)[row] for offset in range(len(parts[number].values))]
             decisions[row] = _decision(parts[number], found, bool(unknown))
         return TableResult(None, decisions)
-
-    def _run(self, query: str, table: pa.Table) -> pa.Table:
-        duck = connection()
-        duck.register("rows", table.select(["image_id", *(n for n in self.expression.inputs if n != "image_id")]))
-        try:
-            return duck.sql(query).to_arrow_table()
-        finally:
-            duck.unregister("rows")
 
 
 def _query(parts: Sequence[Part]) -> str:
@@ -173,13 +160,3 @@ def _number(scalar: pa.Scalar) -> float | None:
     if value is None:
         return None
     return float(str(np.float32(value))) if pa.types.is_float32(scalar.type) else float(value)
-
-
-def _holds_float16(kind: pa.DataType) -> bool:
-    return pa.types.is_float16(kind) or any(_holds_float16(kind.field(index).type) for index in range(kind.num_fields))
-
-
-def _plain(error: Exception) -> str:
-    """DuckDB's message without its list of candidates and its drawing of where in the query the error is."""
-    text = str(error).partition("\n\nLINE ")[0].partition("\n\tCandidate functions:")[0]
-    return " ".join(text.partition(": ")[2].split()) or text

@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.clustering.centres import train
 from operators.greedy import NONE
 from operators.vectors import Vectors
 
@@ -46,15 +47,13 @@ if TYPE_CHECKING:
 
 CELL = 512
 """Fewest vectors in a cell, on average and without copies."""
-SAMPLE = 32
-"""Vectors per cell that centres are found from."""
+SAMPLE, ROUNDS = 32, 5
+"""Vectors per cell that centres are found from, and in how many rounds."""
 ROWS = 1024
 """Vectors that are compared with others at once."""
 ROUNDING = 1e-6
 """Cosines of float16 vectors are not more exact than that."""
 SEED = 0
-
-Ranks = NDArray[np.int64]
 
 
 class NearVectors:
@@ -72,7 +71,7 @@ class NearVectors:
             raise ValueError(f"threshold must be above 0 and at most 1 but is {threshold}")
         self._vectors, self._rows, self._threshold = vectors, rows, threshold
         self._block = max(ROWS, int(memory_gb * 2**30 / (4 * 4 * vectors.dimensions)))
-        self._cells: list[Ranks] | None = None
+        self._cells: list[NDArray[np.int64]] | None = None
 
     def first(self, asked: NDArray[np.bool_], among: NDArray[np.bool_]) -> NDArray[np.int64]:
         """See `Near`."""
@@ -95,12 +94,12 @@ class NearVectors:
         sure[one[close], other[close]] = True
         return sure
 
-    def _take(self, ranks: Ranks) -> NDArray[np.float32]:
+    def _take(self, ranks: NDArray[np.int64]) -> NDArray[np.float32]:
         return self._vectors.take(self._rows[ranks])
 
     def _first_in(
         self,
-        members: Ranks,
+        members: NDArray[np.int64],
         asked: NDArray[np.bool_],
         among: NDArray[np.bool_],
         found: NDArray[np.int64],
@@ -131,7 +130,7 @@ class NearVectors:
     def _settle(
         self,
         own: NDArray[np.float32],
-        members: Ranks,
+        members: NDArray[np.int64],
         places: NDArray[np.int64],
         others: NDArray[np.int64],
         near: NDArray[np.bool_],
@@ -157,10 +156,10 @@ class NearVectors:
             found[part] = np.einsum("ij,ij->i", own[one[part]], others[two[part]], dtype=np.float64)
         return found
 
-    def _divide(self) -> list[Ranks]:
+    def _divide(self) -> list[NDArray[np.int64]]:
         """Members of each cell by rank, in that order, with those of its neighbours that are near its borders."""
         count = len(self._rows)
-        everything: Ranks = np.arange(count, dtype=np.int64)
+        everything: NDArray[np.int64] = np.arange(count, dtype=np.int64)
         best: tuple[float, Borders | None] = (float(count) ** 2, None)
         wanted = count // CELL
         sample = self._take(np.unique(np.linspace(0, count - 1, min(count, SAMPLE * max(wanted, 1))).astype(np.int64)))
@@ -199,14 +198,7 @@ class Borders:
     """
 
     def __init__(self, sample: NDArray[np.float32], count: int, threshold: float) -> None:
-        import faiss
-
-        means = faiss.Kmeans(
-            sample.shape[1], count, niter=5, seed=SEED, max_points_per_centroid=SAMPLE, min_points_per_centroid=1
-        )
-        means.train(sample)
-        assert means.centroids is not None
-        self._centres = _torch(means.centroids)
+        self._centres = _torch(train(sample, count, SEED, ROUNDS))
         self._half = (self._centres**2).sum(dim=1) / 2
         # Widened for float32: a vector that is copied once too often costs little, a missed pair is missed.
         self._width = float(np.sqrt(2 * (1 - threshold)) + 1e-3) / 2

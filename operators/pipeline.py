@@ -150,13 +150,17 @@ class Pipeline(ImageOperator):
     def _options(self) -> dict[str, Any]:
         return {**self._task.defaults, **self.params.options}
 
+    def writes(self) -> pa.Schema:
+        return self._schema
+
     def reads(self) -> tuple[str, ...]:
         return () if self.params.column is None else (self.params.column,)
 
     def expects(self) -> dict[str, pa.DataType]:
         return {} if self.params.column is None else {self.params.column: pa.string()}
 
-    def writes(self) -> pa.Schema:
+    @cached_property
+    def _schema(self) -> pa.Schema:
         vectors = self._task.columns is None
         return self._task.schema(transformers_pipeline.dimensions(self._found) if vectors else None)
 

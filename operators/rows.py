@@ -13,7 +13,7 @@ def old_then_new(column: str, new: pa.Table, old: pa.Table) -> pa.ChunkedArray:
     return pa.chunked_array([*old.column(column).chunks, *new.column(column).chunks], new.schema.field(column).type)
 
 
-def codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[object]]:
+def codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:
     """A number for each distinct value, -1 for null, and the values in the order of their numbers."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_string(kind):
@@ -21,9 +21,9 @@ def codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[object]]:
     elif pa.types.is_binary(kind):
         kind = pa.large_binary()
     if not len(column):
-        return np.zeros(0, dtype=np.int64), []
+        return np.zeros(0, dtype=np.int64), pa.array([], kind)
     encoded = column.cast(kind).dictionary_encode().combine_chunks()
-    return pc.fill_null(encoded.indices, -1).to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
+    return pc.fill_null(encoded.indices, -1).to_numpy().astype(np.int64), encoded.dictionary
 
 
 def spans(starts: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.int64]:

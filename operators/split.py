@@ -210,7 +210,8 @@ class Split(DatasetOperator):
 
     def _leaks(self, new: pa.Table, old: pa.Table) -> TableResult:
         groups, _ = codes(old_then_new(self.params.group, new, old))
-        splits, names = codes(old_then_new(self.params.check, new, old))
+        splits, distinct = codes(old_then_new(self.params.check, new, old))
+        names = distinct.to_pylist()
         keys = old_then_new("key", new, old).cast(pa.large_string())
         place = np.empty(len(keys), dtype=np.int64)
         place[pc.sort_indices(keys).to_numpy()] = np.arange(len(keys))

@@ -9,12 +9,29 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from operators.base import OperatorError
+
 BLOCK = 65_536
 """Rows that are looked at together: 128 MB of float32 at 512 dimensions."""
 
 MISSING = "there is no embedding"
 ZERO = "the embedding must not be all zeros"
 INFINITE = "the embedding must be finite"
+
+
+def holds_vectors(kind: pa.DataType) -> bool:
+    """Whether a column of that type holds vectors of one length."""
+    return bool(pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type) and kind.list_size)
+
+
+def check_vectors(column: str, found: pa.DataType) -> None:
+    """Refuse a column that the parameter `embedding` names and that holds something else.
+
+    Raises:
+        OperatorError: It must hold vectors of one length.
+    """
+    if not holds_vectors(found):
+        raise OperatorError(f"column {column!r} must hold vectors of one length but is {found}", ("embedding",))
 
 
 class Vectors:

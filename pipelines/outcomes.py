@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,10 +84,21 @@ def outcomes(layout: Layout, shards: dict[int, int]) -> Iterator[Outcome]:
             seen = np.array([decision is not None for decision in decisions], dtype=bool)
             if not np.array_equal(seen, active_rows(layout, step, shard, count, cache)):
                 raise SumsError(f"step {step.name!r} did not see the images of shard {shard} that it was to see")
-            for row, decision in enumerate(decisions):
-                if decision not in (None, "kept") and final[row] == "kept":
-                    final[row], at[row] = decision, step.position
+            for row in note_decisions(final, decisions):
+                at[row] = step.position
         yield Outcome(shard, final, at, tables)
+
+
+def note_decisions(final: list[str], decisions: Sequence[str | None]) -> list[int]:
+    """Write a step's decisions against images into their outcomes, unless there was one before; of which rows."""
+    against = [
+        row
+        for row, decision in enumerate(decisions)
+        if decision is not None and decision != "kept" and final[row] == "kept"
+    ]
+    for row in against:
+        final[row] = str(decisions[row])
+    return against
 
 
 def summarise(layout: Layout, shards: dict[int, int]) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from operators.base import ImageOperator, OperatorError
 from operators.engines import encoder
 from operators.loading import ShardImages
 from operators.models.card import ModelCard
-from operators.vectors import Vectors
+from operators.vectors import Vectors, holds_vectors
 from pipelines.errors import UserError, nearest
 from pipelines.inspect_run import explain_image, reopen
 from pipelines.layout import Layout, column_of
+from pipelines.outcomes import note_decisions
 from pipelines.search_index import open_index
 from pipelines.shards import read_shard
 from pipelines.sources.storage import Storage
@@ -116,7 +117,7 @@ def _embeddings(folder: str, layout: Layout, name: str | None) -> Input:
         step.name: Input(step.position, field.name, field.type)
         for step in layout.steps
         for field in reversed(list(step.operator.writes()))
-        if pa.types.is_fixed_size_list(field.type) and pa.types.is_floating(field.type.value_type)
+        if holds_vectors(field.type)
     }
     if not columns:
         raise UserError(f"the run {folder} has no embeddings: add a step such as `- embed: {{model: …}}` and run it")
@@ -261,8 +262,5 @@ def _outcome_so_far(layout: Layout, shard: int, count: int, done: dict[int, set[
     for step in layout.steps:
         if shard not in done[step.position]:
             continue
-        decisions = layout.table(step.position, shard, ["decision"]).column(0).to_pylist()
-        for row, decision in enumerate(decisions):
-            if final[row] == "kept" and decision is not None:
-                final[row] = decision
+        note_decisions(final, layout.table(step.position, shard, ["decision"]).column(0).to_pylist())
     return final

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from operators.images import DecodedImage, decode
+
 
 def noise(seed: int, width: int = 48, height: int = 32, level: int | None = None) -> Image.Image:
     """Smooth noise around a level; every seed gives another image."""
@@ -22,6 +24,13 @@ def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def picture(width: int, height: int, seed: int = 0) -> DecodedImage:
+    """Smooth noise as large as the image, decoded, so that resizing and models have something to look at."""
+    rng = np.random.default_rng([seed, width, height])
+    small = rng.integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), dtype=np.uint8)
+    return decode(encode(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC), "PNG"))
 
 
 def folder_of_images(folder: Path, count: int, **options: int) -> Path:

@@ -147,11 +147,9 @@ def share_backbones(model: Any) -> tuple[Any, Any]:
 
     Returns:
         The image wrapper: within ``one_batch()`` it encodes the first pixels it is shown, and gives the same features
-        again afterwards. And the text wrapper: after ``use(caption)`` it encodes a caption if it is a new one, and
-        gives the same features to any number of images; ``forget()`` drops them all.
+        again afterwards. And the text wrapper, see `remember_texts`.
     """
     from torch import nn
-    from transformers.modeling_outputs import BaseModelOutput
 
     class Images(nn.Module):
         def __init__(self, backbone: Any) -> None:
@@ -173,8 +171,23 @@ def share_backbones(model: Any) -> tuple[Any, Any]:
             maps, positions = self.kept
             return list(maps), list(positions)  # the model appends to them
 
+    inner = model.model
+    inner.backbone, inner.text_backbone = Images(inner.backbone), remember_texts(inner.text_backbone)
+    return inner.backbone, inner.text_backbone
+
+
+def remember_texts(backbone: Any) -> Any:
+    """Put a wrapper in front of a text backbone that remembers what it gave.
+
+    Returns:
+        After ``use(caption)`` it encodes a caption if it is a new one, and gives the same features to any number of
+        images; ``forget()`` drops them all.
+    """
+    from torch import nn
+    from transformers.modeling_outputs import BaseModelOutput
+
     class Texts(nn.Module):
-        def __init__(self, backbone: Any) -> None:
+        def __init__(self) -> None:
             super().__init__()
             self.backbone = backbone
             self.forget()
@@ -185,12 +198,12 @@ def share_backbones(model: Any) -> tuple[Any, Any]:
         def use(self, caption: int) -> None:
             self.caption = caption
 
-        def forward(self, ids: Any, mask: Any, types: Any, positions: Any, return_dict: bool) -> Any:
+        def forward(self, *inputs: Any, return_dict: bool = True, **named: Any) -> Any:
             if self.caption not in self.kept:
-                given = self.backbone(ids[:1], mask[:1], types[:1], positions[:1], return_dict=return_dict)
+                one = {name: value[:1] for name, value in named.items()}
+                given = self.backbone(*(value[:1] for value in inputs), **one, return_dict=return_dict)
                 self.kept[self.caption] = given.last_hidden_state
-            return BaseModelOutput(last_hidden_state=self.kept[self.caption].expand(len(ids), -1, -1))
+            images = len(next(iter((*inputs, *named.values()))))
+            return BaseModelOutput(last_hidden_state=self.kept[self.caption].expand(images, -1, -1))
 
-    inner = model.model
-    inner.backbone, inner.text_backbone = Images(inner.backbone), Texts(inner.text_backbone)
-    return inner.backbone, inner.text_backbone
+    return Texts()

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from operators.engines import captions
 from operators.engines.grounding_dino import GroundingDino, Sizes, check_input
-from operators.engines.grounding_dino_model import Vocabulary
+from operators.engines.grounding_dino_model import Vocabulary, remember_texts
 from operators.models import weights
 from operators.models.card import ModelCard, ModelError
 from operators.models.device import seeded
@@ -61,7 +61,7 @@ class OriginalGroundingDino(GroundingDino):
     def _build(self) -> Sizes:
         self.model = build(self._card, self.tokenizer).to(self.device)
         vocabulary = self.model.bert.config.vocab_size
-        self._images, self._texts = _Images(self.model), _remembering(self.model.bert)
+        self._images, self._texts = _Images(self.model), remember_texts(self.model.bert)
         self.model.tokenizer, self.model.bert = _as_tokens, self._texts
         return Sizes(self.model.num_queries, self.model.num_feature_levels, vocabulary, self.model.max_text_len)
 
@@ -224,33 +224,3 @@ class _Images:
         features, positions = self.kept
         self._model.set_image_features(features, list(positions))  # the model appends to the latter
         return images
-
-
-def _remembering(bert: Any) -> Any:
-    """Put a wrapper in front of BERT that remembers what it gave.
-
-    Returns:
-        After ``use(caption)`` it encodes a caption if it is a new one, and gives the same features to any number of
-        images; ``forget()`` drops them all.
-    """
-    from torch import nn
-
-    class Texts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bert = bert
-            self.forget()
-
-        def forget(self) -> None:
-            self.kept: dict[int, Any] = {}
-
-        def use(self, caption: int) -> None:
-            self.caption = caption
-
-        def forward(self, **inputs: Any) -> dict[str, Any]:
-            if self.caption not in self.kept:
-                one = self.bert(**{name: value[:1] for name, value in inputs.items()}, return_dict=True)
-                self.kept[self.caption] = one["last_hidden_state"]
-            return {"last_hidden_state": self.kept[self.caption].expand(len(inputs["input_ids"]), -1, -1)}
-
-    return Texts()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from operators.engines.pipeline_tasks import Task
 from operators.engines.pretrained import silence
 from operators.models.card import Dtype, ModelError, file_sha256
-from operators.models.device import inference, pick_device
+from operators.models.device import inference, pick_device, pick_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -121,8 +121,7 @@ class TransformersPipeline:
         import torch
 
         self._device = pick_device()
-        asked = ("float16" if self._device.type == "cuda" else "float32") if dtype == "auto" else dtype
-        chosen: torch.dtype = getattr(torch, asked)
+        chosen = pick_dtype(dtype, None, self._device)
         self._autocast = torch.float32 if task.generates else chosen
         self._task, self._name = task, name
         self._options = dict(options)

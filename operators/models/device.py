@@ -19,15 +19,15 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def pick_dtype(dtype: Dtype, card: ModelCard, device: torch.device) -> torch.dtype:
-    """The arithmetic: what the step asks for, else what the card asks for, else what suits the device.
+def pick_dtype(dtype: Dtype, card: ModelCard | None, device: torch.device) -> torch.dtype:
+    """The arithmetic: what the step asks for, else what a card asks for, else what suits the device.
 
     Returns:
         float32 on a CPU and float16 on a GPU where neither asks for anything.
     """
     import torch
 
-    asked = dtype if dtype != "auto" else card.dtype
+    asked = dtype if dtype != "auto" or card is None else card.dtype
     if asked == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     named: torch.dtype = getattr(torch, asked)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import itertools
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
 from pydantic import ValidationError
 
 from operators.apply import Job, Worker, apply
@@ -18,10 +16,11 @@ from operators.base import OperatorError, RowError
 from operators.engines import image_text_to_text_model as engine
 from operators.engines import words
 from operators.engines.json_answer import JsonAnswer
-from operators.images import DecodedImage, decode
+from operators.images import DecodedImage
 from operators.loading import ShardImages
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT, Weights
+from tests.drawing import picture
 from tests.operators import tiny_vlms
 
 FOLDER = ROOT / "conf" / "models"
@@ -30,14 +29,6 @@ RANDOM = MINIATURE.model_copy(update={"weights": Weights(random=0)})
 SIDE, PLACES = RANDOM.preprocess["size"], RANDOM.config["model"]["image_seq_length"]
 SIZES = [(320, 240), (97, 203), (128, 128), (500, 90), (1, 1)]  # width, height
 QUESTION = "Is there a red car?"
-
-
-def picture(width: int, height: int, seed: int = 0) -> DecodedImage:
-    rng = np.random.default_rng([seed, width, height])
-    small = rng.integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "PNG")
-    return decode(buffer.getvalue())
 
 
 def ask(card: ModelCard = RANDOM, **params: Any) -> Ask:

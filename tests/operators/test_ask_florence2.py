@@ -13,8 +13,9 @@ from operators.base import OperatorError, RowError
 from operators.images import DecodedImage
 from operators.models import ModelCard, ModelError
 from operators.models.card import Weights
+from tests.drawing import picture
 from tests.operators import tiny_vlms
-from tests.operators.test_ask import SIZES, ask, picture, rows
+from tests.operators.test_ask import SIZES, ask, rows
 
 IMAGES = [picture(*size) for size in SIZES[:4]]
 

@@ -16,8 +16,9 @@ from operators.columns import to_array
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT
 from operators.schemas import embedding
+from tests.drawing import picture
 from tests.operators import tiny_encoders
-from tests.operators.test_embed import SIZES, embed, picture
+from tests.operators.test_embed import SIZES, embed
 from tests.operators.test_embed_transformers import PROCESSORS, exact, processor
 
 TEXTS = ["a car", "A Car, a cat.", "über", "a", "cat cat cat"]

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from operators.base import KEPT, TableResult
 from operators.deduplicate import Deduplicate
 from operators.schemas import DETECTIONS
+from tests.operators.generations import earlier
 
 SCHEMA = pa.schema(
     [
@@ -43,19 +44,7 @@ def rows(*images: dict[str, Any]) -> pa.Table:
 
 
 def first_run(operator: Deduplicate, new: pa.Table) -> TableResult:
-    return operator.compute(new, earlier(operator, new.slice(0, 0), None))
-
-
-def earlier(operator: Deduplicate, table: pa.Table, result: TableResult | None) -> pa.Table:
-    """What a later run sees of the rows that were decided before."""
-    if result is None:
-        columns, decisions = operator.writes().empty_table(), []
-    else:
-        assert result.columns is not None
-        columns, decisions = result.columns, [decision.decision for decision in result.decisions or []]
-    for name in columns.column_names:
-        table = table.append_column(name, columns.column(name))
-    return table.append_column("decision", pa.array(decisions, pa.string()))
+    return operator.compute(new, earlier(operator, new))
 
 
 def deduplicate(*images: dict[str, Any], old: tuple[dict[str, Any], ...] = (), **params: Any) -> list[tuple[Any, ...]]:
@@ -258,7 +247,7 @@ def test_agrees_with_brute_force_in_any_order(
 
     def run(new: list[dict[str, Any]], old: pa.Table | None) -> tuple[dict[int, tuple[Any, ...]], pa.Table]:
         table = rows(*new).select(columns)
-        result = operator.compute(table, earlier(operator, table.slice(0, 0), None) if old is None else old)
+        result = operator.compute(table, earlier(operator, table) if old is None else old)
         assert result.columns is not None
         found = {
             item["image_id"]: (decision.decision, row["group"], row["kind"])

@@ -13,6 +13,7 @@ from operators.base import OperatorError, TableResult
 from operators.deduplicate import Deduplicate
 from operators.schemas import embedding
 from operators.vectors import INFINITE, MISSING, ZERO
+from tests.operators.generations import earlier
 
 SCHEMA = pa.schema(
     [
@@ -51,11 +52,7 @@ def operator_of(**params: Any) -> Deduplicate:
 def run(operator: Deduplicate, images: list[dict[str, Any]], old: pa.Table | None = None) -> TableResult:
     names = ["image_id", "key", *operator.reads()]
     table = pa.Table.from_pylist(images, SCHEMA).select(names)
-    if old is None:
-        old = table.slice(0, 0)
-        for field in (*operator.writes(), pa.field("decision", pa.string())):
-            old = old.append_column(field, pa.array([], field.type))
-    return operator.compute(table, old)
+    return operator.compute(table, earlier(operator, table) if old is None else old)
 
 
 def told(operator: Deduplicate, images: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
@@ -187,11 +184,7 @@ def test_images_that_come_later_leave_what_was_kept() -> None:
     operator = operator_of(by=[], threshold=0.95, keep="sharpest")
     before = [image(1, turned=0), image(2, turned=15), image(3, turned=90)]
     result = run(operator, before)
-    assert result.columns is not None
-    old = pa.Table.from_pylist(before, SCHEMA).select(["image_id", "key", *operator.reads()])
-    for name in result.columns.column_names:
-        old = old.append_column(name, result.columns.column(name))
-    old = old.append_column("decision", pa.array([each.decision for each in result.decisions or []]))
+    old = earlier(operator, pa.Table.from_pylist(before, SCHEMA).select(["image_id", "key", *operator.reads()]), result)
     later = [image(4, turned=10, sharpness=1.0), image(5, turned=30), image(6, turned=31, sharpness=0.9)]
     found = run(operator, later, old)
     assert found.columns is not None

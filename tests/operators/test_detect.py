@@ -16,6 +16,7 @@ from operators.loading import ShardImages
 from operators.models import ModelCard, ModelError, load_card
 from operators.ontology import Ontology
 from operators.schemas import DETECTIONS
+from tests.drawing import picture
 from tests.operators.tiny_detectors import (
     CARDS,
     FOLDER,
@@ -26,7 +27,6 @@ from tests.operators.tiny_detectors import (
     answers,
     card_of,
     detect,
-    picture,
 )
 
 

@@ -13,6 +13,7 @@ from operators.base import RowError
 from operators.detect import Detect
 from operators.engines import grounding_dino_model as engine
 from operators.models import ModelCard, ModelError, load_card
+from tests.drawing import picture
 from tests.operators.tiny_detectors import (
     CARDS,
     FOLDER,
@@ -23,7 +24,6 @@ from tests.operators.tiny_detectors import (
     card_of,
     detect,
     permuted,
-    picture,
     saved,
 )
 

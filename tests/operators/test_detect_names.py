@@ -18,8 +18,9 @@ from operators.engines import captions, owlv2
 from operators.engines.detector import Answer
 from operators.models import ModelCard
 from operators.ontology import Ontology
+from tests.drawing import picture
 from tests.operators.test_captions import HARD, TOKENISER, names, ontologies
-from tests.operators.tiny_detectors import CARDS, ONTOLOGY, OWLV2, PLAIN, ROOTS, card_of, detect, lvis_like, picture
+from tests.operators.tiny_detectors import CARDS, ONTOLOGY, OWLV2, PLAIN, ROOTS, card_of, detect, lvis_like
 
 LVIS = lvis_like(1203)
 

@@ -15,6 +15,7 @@ from operators.detect import Detect
 from operators.engines import grounding_dino_model
 from operators.engines.wordpiece import vocabulary
 from operators.models import ModelCard, ModelError, load_card
+from tests.drawing import picture
 from tests.operators.tiny_detectors import (
     FOLDER,
     ONTOLOGY,
@@ -26,7 +27,6 @@ from tests.operators.tiny_detectors import (
     detect,
     original,
     original_state,
-    picture,
     renamed,
 )
 
@@ -96,7 +96,7 @@ def test_bert_s_methods_are_given_back_to_this_model_only(operator: Detect) -> N
     from groundingdino.util import get_tokenlizer
     from transformers import BertModel
 
-    assert operator._engine.model.bert.bert.get_head_mask(None, 3) == [None] * 3
+    assert operator._engine.model.bert.backbone.get_head_mask(None, 3) == [None] * 3
     for method in ("get_extended_attention_mask", "invert_attention_mask", "get_head_mask"):
         assert not hasattr(BertModel, method)
     module = sys.modules["groundingdino.models.GroundingDINO.groundingdino"]
@@ -117,7 +117,7 @@ def test_checkpoints_in_every_form_give_the_same(operator: Detect, card: ModelCa
     plain = {name.removeprefix("module."): tensor for name, tensor in saved["model"].items()}
     torch.save(plain, tmp_path / "plain.pth")
     engine = operator._engine
-    model, engine.model.bert = engine.model, engine.model.bert.bert
+    model, engine.model.bert = engine.model, engine.model.bert.backbone
     try:
         save_model(model, str(tmp_path / "model.safetensors"))  # which keeps shared layers once
     finally:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +7,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from operators.base import RowError
 from operators.embed import Embed
 from operators.engines import open_clip as engine
-from operators.images import DecodedImage, decode
+from operators.images import DecodedImage
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT
+from tests.drawing import picture
 
 FOLDER = ROOT / "conf" / "models"
 RANDOM = load_card(FOLDER / "clip-random.yaml")
 SIZES = [(64, 64), (200, 90), (70, 311), (33, 21), (640, 480), (5, 400)]  # width, height
-
-
-def picture(width: int, height: int, seed: int = 0) -> DecodedImage:
-    """Smooth noise, so that resizing has something to interpolate."""
-    rng = np.random.default_rng([seed, width, height])
-    small = rng.integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "PNG")
-    return decode(buffer.getvalue())
 
 
 def embed(card: ModelCard = RANDOM, **params: Any) -> Embed:

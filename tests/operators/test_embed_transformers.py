@@ -21,7 +21,8 @@ from operators.engines.image_features_model import ARCHITECTURES
 from operators.images import DecodedImage
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT
-from tests.operators.test_embed import SIZES, embed, picture, vectors
+from tests.drawing import picture
+from tests.operators.test_embed import SIZES, embed, vectors
 from tests.operators.tiny_encoders import MODELS, WIDTH
 
 FOLDER = ROOT / "conf" / "models"

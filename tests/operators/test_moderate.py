@@ -22,8 +22,9 @@ from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT, file_sha256
 from operators.moderate import Moderate
 from operators.schemas import embedding
+from tests.drawing import picture
 from tests.operators import tiny_encoders
-from tests.operators.test_embed import SIZES, embed, picture
+from tests.operators.test_embed import SIZES, embed
 
 FOLDER = ROOT / "conf" / "models"
 CLIP = load_card(FOLDER / "clip-random.yaml")

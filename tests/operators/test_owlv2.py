@@ -13,7 +13,8 @@ from operators.base import OperatorError
 from operators.detect import Detect
 from operators.engines import owlv2
 from operators.models import ModelCard, ModelError, load_card
-from tests.operators.tiny_detectors import FOLDER, ONTOLOGY, OWLV2, SIZES, answers, detect, picture
+from tests.drawing import picture
+from tests.operators.tiny_detectors import FOLDER, ONTOLOGY, OWLV2, SIZES, answers, detect
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ from operators.models import ModelError, load_card
 from operators.models.card import ROOT
 from operators.schemas import DETECTIONS
 from operators.segment import Segment
-from tests.operators.tiny_sams import ALL_CARDS, CONFIG, SIZES, detections, masks_of, overlap, picture, run, segment
+from tests.drawing import picture
+from tests.operators.tiny_sams import ALL_CARDS, CONFIG, SIZES, detections, masks_of, overlap, run, segment
 from tests.operators.tiny_sams import ORIGINAL_CARD as CARD
 
 FOLDER = ROOT / "conf" / "models"

@@ -24,13 +24,13 @@ from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT
 from operators.schemas import DETECTIONS
 from operators.segment import Segment
+from tests.drawing import picture
 from tests.operators.tiny_sams import (
     ALL_CARDS,
     ORIGINAL_CARD,
     SIZES,
     masks_of,
     overlap,
-    picture,
     run,
     segment,
     stirred,

@@ -27,6 +27,7 @@ from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT
 from operators.schemas import DETECTIONS
 from operators.segment import Segment
+from tests.drawing import picture
 from tests.operators.tiny_sams import (
     ORIGINAL_CARD,
     SAM,
@@ -39,7 +40,6 @@ from tests.operators.tiny_sams import (
     boxes,
     detections,
     masks_of,
-    picture,
     renamed,
     run,
     segment,

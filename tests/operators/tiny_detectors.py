@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import re
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from operators.detect import Detect
 from operators.engines import grounding_dino_model as engine
 from operators.engines.captions import Caption
-from operators.images import DecodedImage, decode
+from operators.images import DecodedImage
 from operators.models import ModelCard, load_card
 from operators.models.card import ROOT
 
@@ -29,14 +27,6 @@ SIZES = [(320, 240), (240, 320), (160, 160), (500, 90), (97, 203), (640, 480)]  
 
 THERE = importlib.util.find_spec("groundingdino") is not None
 needs_original = pytest.mark.skipif(not THERE, reason="needs the extra groundingdino")
-
-
-def picture(width: int, height: int, seed: int = 0) -> DecodedImage:
-    rng = np.random.default_rng([seed, width, height])
-    small = rng.integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "PNG")
-    return decode(buffer.getvalue())
 
 
 def detect(card: ModelCard = PLAIN, ontology: Any = ONTOLOGY, **params: Any) -> Detect:

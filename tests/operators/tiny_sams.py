@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import re
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from operators.base import RowError
-from operators.images import DecodedImage, decode
+from operators.images import DecodedImage
 from operators.models import ModelCard
 from operators.schemas import DETECTIONS
 from operators.segment import Segment
@@ -130,15 +128,6 @@ ALL_CARDS = [ORIGINAL_CARD, SAM_CARD, SAM2_CARD, SAM3_CARD]
 
 def with_weights(card: ModelCard, path: Any) -> ModelCard:
     return card.model_copy(update={"weights": card.weights.model_validate({"path": str(path)})})
-
-
-def picture(width: int, height: int, seed: int = 0) -> DecodedImage:
-    """Smooth noise, so that there is something to segment."""
-    rng = np.random.default_rng([seed, width, height])
-    small = rng.integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "PNG")
-    return decode(buffer.getvalue())
 
 
 def detections(width: int, height: int, count: int, seed: int = 0) -> list[dict[str, Any]]:

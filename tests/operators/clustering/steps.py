@@ -13,6 +13,7 @@ from operators.columns import to_array
 from operators.models import load_card
 from operators.models.card import ROOT
 from operators.schemas import embedding
+from tests.operators.generations import earlier
 
 WIDTH = 32
 SIZES = [120, 80, 60, 40, 20]
@@ -45,18 +46,8 @@ def build(**params: Any) -> Cluster:
     return operator
 
 
-def earlier(operator: Cluster, rows: pa.Table, result: TableResult | None = None) -> pa.Table:
-    """What a later run sees of rows and their results."""
-    columns = operator.writes().empty_table() if result is None else result.columns
-    decisions = [] if result is None else [decision.decision for decision in result.decisions or []]
-    assert columns is not None
-    for name in columns.column_names:
-        rows = rows.append_column(name, columns.column(name))
-    return rows.append_column("decision", pa.array(decisions, pa.string()))
-
-
 def run(operator: Cluster, new: pa.Table, old: pa.Table | None = None) -> TableResult:
-    result = operator.compute(new, earlier(operator, new.slice(0, 0)) if old is None else old)
+    result = operator.compute(new, earlier(operator, new) if old is None else old)
     assert result.columns is not None and result.decisions is not None
     assert result.columns.schema.equals(operator.writes())
     assert result.columns.num_rows == len(result.decisions) == new.num_rows

@@ -11,6 +11,7 @@ from operators.deduplicate import Deduplicate
 from operators.miniatures.duplicates import DUPLICATES, duplicate
 from operators.miniatures.world import World
 from operators.quality import measure
+from tests.operators.generations import earlier
 
 SCENES = 40
 
@@ -38,10 +39,7 @@ def removed(hashes: NDArray[np.uint64], kind: str, distance: int, flips: bool = 
     }
     operator = Deduplicate(Deduplicate.Params(by=(), distance=distance, flips=flips))
     new = pa.table(columns).select(["image_id", "key", *operator.reads()])
-    old = new.slice(0, 0)
-    for field in (*operator.writes(), pa.field("decision", pa.string())):
-        old = old.append_column(field, pa.array([], field.type))
-    result = operator.compute(new, old)
+    result = operator.compute(new, earlier(operator, new))
     assert result.columns is not None
     groups = np.array(result.columns.column("group").to_pylist())
     gone = np.flatnonzero(groups != np.arange(len(groups)))
