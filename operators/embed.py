@@ -56,7 +56,7 @@ class Embed(ModelOperator):
         self._encoder = encoder.image_encoder(self.params.model, self.params.dtype)
 
     def prepare(self, image: DecodedImage, row: Mapping[str, Any]) -> Any:
-        return self._encoder.prepare(image.pil())
+        return self._encoder.prepare(image.pixels)
 
     def infer(self, items: list[Any]) -> list[dict[str, Any] | RowError]:
         vectors = self._encoder.encode(items)

@@ -103,7 +103,7 @@ class Moderate(ModelOperator):
         )
 
     def prepare(self, image: DecodedImage, row: Mapping[str, Any]) -> Any:
-        return self._moderator.prepare(image.pil())
+        return self._moderator.prepare(image.pixels)
 
     def infer(self, items: list[Any]) -> list[dict[str, Any] | RowError]:
         return [

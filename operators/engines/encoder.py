@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from operators.models.card import Dtype, ModelCard, ModelError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 ENGINES = ("open_clip", "transformers")
 """Engines of cards for embedding."""
@@ -20,8 +17,8 @@ ENGINES = ("open_clip", "transformers")
 class ImageEncoder(Protocol):
     """The image side of a model, with its weights loaded."""
 
-    def prepare(self, image: Image.Image) -> Any:
-        """Turn an upright RGB image into the model's input; pure, called in threads."""
+    def prepare(self, pixels: np.ndarray) -> Any:
+        """Turn upright pixels, uint8 RGB (height, width, 3), into the model's input; pure, called in threads."""
         ...
 
     def encode(self, items: Sequence[Any]) -> np.ndarray:

@@ -23,7 +23,6 @@ from operators.models.device import inference, pick_device, pick_dtype
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
     from operators.engines.siglip_text import SiglipText
 
@@ -92,15 +91,16 @@ class SquareImages(_Images):
         self._mean = torch.tensor(given.mean, device=self.device).view(3, 1, 1)
         self._std = torch.tensor(given.std, device=self.device).view(3, 1, 1)
 
-    def prepare(self, image: Image.Image) -> torch.Tensor:
+    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
         """Resize to a square.
 
         Returns:
             uint8, (size, size, 3).
         """
         import torch
+        from PIL import Image
 
-        return torch.from_numpy(np.array(image.resize(self._size, self._resample)))
+        return torch.from_numpy(np.array(Image.fromarray(pixels).resize(self._size, self._resample)))
 
     def encode(self, items: Sequence[torch.Tensor]) -> np.ndarray:
         """Vectors of prepared images.
@@ -141,7 +141,7 @@ class FlexibleImages(_Images):
             resample=Image.Resampling[given.interpolation.upper()],
         )
 
-    def prepare(self, image: Image.Image) -> dict[str, torch.Tensor]:
+    def prepare(self, pixels: np.ndarray) -> dict[str, torch.Tensor]:
         """Resize until the patches are few enough, and cut into patches.
 
         Returns:
@@ -149,7 +149,9 @@ class FlexibleImages(_Images):
             ``pixel_attention_mask``: int32, (patches,), 1 where there is one;
             ``spatial_shapes``: int64, (2,), rows and columns of patches.
         """
-        given: Any = self._processor(image, return_tensors="pt")
+        from PIL import Image
+
+        given: Any = self._processor(Image.fromarray(pixels), return_tensors="pt")
         return {name: tensor[0] for name, tensor in given.items()}
 
     def encode(self, items: Sequence[dict[str, torch.Tensor]]) -> np.ndarray:

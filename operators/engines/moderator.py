@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from operators.engines import encoder
 from operators.models.card import Dtype, ModelCard
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 
 class Moderator(Protocol):
     """A model that judges images, with its weights loaded."""
 
-    def prepare(self, image: Image.Image) -> Any:
-        """Turn an upright RGB image into the model's input; pure, called in threads."""
+    def prepare(self, pixels: np.ndarray) -> Any:
+        """Turn upright pixels, uint8 RGB (height, width, 3), into the model's input; pure, called in threads."""
         ...
 
     def score(self, items: Sequence[Any]) -> np.ndarray:
@@ -50,9 +47,9 @@ class ZeroShot:
         self._classes = encoder.class_vectors(texts, [nsfw, safe])
         self._images = encoder.image_encoder(card, dtype)
 
-    def prepare(self, image: Image.Image) -> Any:
-        """Turn an upright RGB image into the model's input."""
-        return self._images.prepare(image)
+    def prepare(self, pixels: np.ndarray) -> Any:
+        """Turn upright pixels, uint8 RGB (height, width, 3), into the model's input."""
+        return self._images.prepare(pixels)
 
     def score(self, items: Sequence[Any]) -> np.ndarray:
         """The probability of the class `nsfw`.

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,7 +20,6 @@ from operators.models.device import inference, pick_device, pick_dtype, seeded
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 TEXTS = 64
 """Texts per call of the text side."""
@@ -93,6 +93,31 @@ def image_transform_of(given: Preprocess) -> Any:
     return image_transform(given.size, False, given.mean, given.std, given.resize_mode, given.interpolation)
 
 
+def _geometry(given: Preprocess) -> list[Any]:
+    """The steps of open_clip's transform that move pixels, for a uint8 tensor (3, height, width)."""
+    from open_clip.transform import MaybeConvertMode, ResizeKeepRatio
+    from torchvision import transforms
+    from torchvision.transforms import v2
+
+    def keep_ratio(step: Any) -> Any:
+        def resize(image: torch.Tensor) -> torch.Tensor:
+            size = step.get_params(SimpleNamespace(size=tuple(image.shape[:0:-1])), step.size, step.longest)
+            return v2.functional.resize(image, size, step.interpolation, antialias=True)
+
+        return resize
+
+    steps: list[Any] = []
+    for step in image_transform_of(given).transforms[:-2]:
+        if isinstance(step, transforms.Resize):
+            # The first version would compute in float32, which is slower than Pillow.
+            steps.append(v2.Resize(step.size, interpolation=step.interpolation, antialias=True))
+        elif isinstance(step, ResizeKeepRatio):
+            steps.append(keep_ratio(step))
+        elif not isinstance(step, MaybeConvertMode):
+            steps.append(step)
+    return steps
+
+
 def image_encoder(card: ModelCard, dtype: Dtype = "auto") -> ImageEncoder:
     """The image side of the card's model.
 
@@ -130,21 +155,25 @@ class ImageEncoder:
         self.dtype = pick_dtype(dtype, card, self.device)
         self._visual = build(card).visual.to(self.device)
         # The last two steps make a float tensor and normalise: done on the device, for a batch of bytes at once.
-        self._geometry = image_transform_of(given).transforms[:-2]
+        self._geometry = _geometry(given)
         self._mean = torch.tensor(given.mean, device=self.device).view(3, 1, 1)
         self._std = torch.tensor(given.std, device=self.device).view(3, 1, 1)
 
-    def prepare(self, image: Image.Image) -> torch.Tensor:
-        """Resize and crop as open_clip does.
+    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
+        """Resize and crop as open_clip does, to 2 grey levels: its resampling is Pillow's, this is torchvision's.
+
+        Torchvision's takes a fifth of the time. Of a photo's values fewer than one in a hundred differs; of narrow images
+        one in six, by 1.
 
         Returns:
             uint8, (size, size, 3).
         """
         import torch
 
+        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
         for step in self._geometry:
             image = step(image)
-        return torch.from_numpy(np.array(image))
+        return image.permute(1, 2, 0)
 
     def encode(self, items: Sequence[torch.Tensor]) -> np.ndarray:
         """Vectors of prepared images.

@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -18,9 +18,6 @@ from pydantic import BaseModel, ConfigDict
 from operators.engines import onnx
 from operators.models import weights
 from operators.models.card import Dtype, ModelCard, ModelError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 ARCHITECTURE = "OpenNSFW"
 RESIZED, SIZE = 256, 224
@@ -83,7 +80,7 @@ class OpenNsfw:
         self._session = _session(card, weights.files(card)[0])
         self._input = self._session.get_inputs()[0].name
 
-    def prepare(self, image: Image.Image) -> np.ndarray:
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
         """Squash, compress as JPEG and crop, as the authors did with what the model learned from.
 
         Returns:
@@ -92,7 +89,7 @@ class OpenNsfw:
         from PIL import Image
 
         file = BytesIO()
-        image.resize((RESIZED, RESIZED), Image.Resampling.BILINEAR).save(file, "JPEG")
+        Image.fromarray(pixels).resize((RESIZED, RESIZED), Image.Resampling.BILINEAR).save(file, "JPEG")
         edge = (RESIZED - SIZE) // 2
         with Image.open(file) as squashed:
             return np.asarray(squashed)[edge : edge + SIZE, edge : edge + SIZE, ::-1]
