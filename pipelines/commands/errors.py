@@ -1,0 +1,51 @@
+"""The command about label errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import AsJson, console, run_folder, user_errors
+
+
+@user_errors
+def errors(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's directory; the newest below runs/ if not given.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, max=1000, help="How many to show, the surest first.")] = 50,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="Only missing, spurious, location, class, duplicate, conflict or invalid. Repeatable."),
+    ] = None,
+    least: Annotated[float, typer.Option(min=0, max=1, help="Only errors with at least this score.")] = 0.5,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all of them, not only the top: .parquet or .csv.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the errors that a run found in the labels its images came with; write a contact sheet of them."""
+    from pipelines.label_errors import list_label_errors
+    from pipelines.label_errors_sheet import write_sheet
+    from pipelines.print_label_errors import print_label_errors
+
+    found = list_label_errors(run_folder(run), top, kind or (), least, out)
+    found["sheet"] = write_sheet(found) if found["errors"] else None
+    if as_json:
+        typer.echo(json.dumps(plain(found), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        print_label_errors(found, console())
+
+
+def plain(value: object) -> object:
+    """The same with null for numbers that JSON does not have, and sensible digits."""
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    if isinstance(value, float):
+        return round(value, 6) if abs(value) < float("inf") else None
+    return value

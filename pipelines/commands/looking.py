@@ -1,0 +1,95 @@
+"""Commands about a run: status, explain, evaluate, search."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import AsJson, RunArgument, RunFolder, RunRequired, console, run_folder, user_errors
+
+
+@user_errors
+def status(run: RunArgument = None, as_json: AsJson = False) -> None:
+    """Show how far a run is and what became of its images."""
+    from pipelines.inspect_run import print_status, status_of
+
+    found = status_of(run_folder(run))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        print_status(found, console())
+
+
+@user_errors
+def explain(
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="An image's key (its path below the source), or its image_id.")
+    ],
+    run: RunFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell one image's whole story: every step and decision, and why."""
+    from pipelines.inspect_run import explain_image, print_explanation
+
+    story = explain_image(run_folder(run), key)
+    if as_json:
+        typer.echo(json.dumps(story, indent=2, ensure_ascii=False, default=str))
+    else:
+        print_explanation(story, console())
+
+
+@user_errors
+def evaluate(
+    truth: Annotated[
+        Path,
+        typer.Option(metavar="PATH", help="A COCO file, or a folder such as OUT/truth that `labelmill world` writes."),
+    ],
+    run: RunArgument = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how right a finished run is, against truth.
+
+    Compares labels, masks, words, gaze, captions, duplicates and bad images with what the truth has of them.
+    """
+    from pipelines.evaluate import evaluate_run
+    from pipelines.print_evaluation import print_evaluation
+
+    found = evaluate_run(run_folder(run), truth)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        print_evaluation(found, console())
+
+
+@user_errors
+def search(
+    run: RunRequired,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="What the images should show.")] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Find images like this file, instead of a text.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Find images like this one of the run, by key or image_id.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, max=1000, help="How many images.")] = 20,
+    step: Annotated[str | None, typer.Option(metavar="NAME", help="The step with the embeddings, if several.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Dropped, duplicate and failed images too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find a run's images by text, or by an image like them.
+
+    Prints their keys and writes a contact sheet. The run must have an `embed` step.
+    """
+    from pipelines.contact_sheet import write_contact_sheet
+    from pipelines.print_search import print_search
+    from pipelines.search import Query, search_run
+
+    found = search_run(run_folder(run), Query(text, image, key), top, everything, step)
+    found["sheet"] = write_contact_sheet(found)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        print_search(found, console())

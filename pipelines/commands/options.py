@@ -1,0 +1,122 @@
+"""What commands share: options, errors without a traceback, the terminal, which run is meant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _pipeline_files(incomplete: str) -> list[str]:
+    from pipelines.completion import pipeline_files
+
+    return pipeline_files(incomplete)
+
+
+def _keys_to_set(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    from pipelines.completion import keys_to_set
+
+    # Behind a `--set` that still lacks its value, arguments are left unparsed.
+    named = [context.params.get("pipeline"), *context.args]
+    return keys_to_set(next((word for word in named if word and not word.startswith("-")), None), incomplete)
+
+
+def _run_folders(incomplete: str) -> list[str]:
+    from pipelines.completion import run_folders
+
+    return run_folders(incomplete)
+
+
+def _operators(incomplete: str) -> list[str]:
+    from pipelines.completion import operators
+
+    return operators(incomplete)
+
+
+def _model_cards(incomplete: str) -> list[tuple[str, str]]:
+    from pipelines.completion import model_cards
+
+    return model_cards(incomplete)
+
+
+PipelineFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="PIPELINE",
+        help="A pipeline file, such as conf/pipelines/demo.yaml.",
+        autocompletion=_pipeline_files,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key or a step's parameter, such as detect.floor=0.2. Repeatable.",
+        autocompletion=_keys_to_set,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="At most so many workers in a pool; also the CPUs of a local Ray.")
+]
+NEWEST = "A run's directory; the newest below runs/ if not given."
+RunFolder = Annotated[str | None, typer.Option("--run", metavar="RUN", help=NEWEST, autocompletion=_run_folders)]
+RunArgument = Annotated[str | None, typer.Argument(metavar="RUN", help=NEWEST, autocompletion=_run_folders)]
+RunRequired = Annotated[str, typer.Argument(metavar="RUN", help="A run's directory.", autocompletion=_run_folders)]
+OperatorName = Annotated[
+    str | None,
+    typer.Argument(metavar="OPERATOR", help="An operator; all of them if not given.", autocompletion=_operators),
+]
+CardNames = Annotated[
+    list[str],
+    typer.Argument(metavar="CARD…", help="Names of model cards, or paths to them.", autocompletion=_model_cards),
+]
+
+
+def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Print an error that is the user's to mend without a traceback, and exit with 2."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from pipelines.errors import UserError
+
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            for line in str(error).splitlines():
+                typer.secho(f"error: {line}", fg="red" if sys.stderr.isatty() else None, err=True)
+            raise typer.Exit(2) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def console(stderr: bool = False) -> Any:
+    """A terminal to print to, as wide as it is."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def run_folder(given: str | None) -> str:
+    """The run that was named, or the newest one below runs/."""
+    from pipelines.errors import UserError
+    from pipelines.run import PIPELINE_FILE
+    from pipelines.store import Store
+
+    if given is not None:
+        if not Store(given).exists(PIPELINE_FILE):
+            raise UserError(f"there is no run at {given!r} (it has no {PIPELINE_FILE})")
+        return given
+    found = sorted(Path("runs").glob(f"*/{PIPELINE_FILE}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError("there is no run below runs/; name one, or start one with: labelmill run PIPELINE")
+    return str(found[-1].parent)

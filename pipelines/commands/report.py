@@ -1,0 +1,44 @@
+"""The command that writes the report of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import run_folder, user_errors
+
+
+@user_errors
+def report(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's directory; the newest below runs/ if not given.")
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Hold the run against this: a COCO file, or a folder such as OUT/truth that `labelmill world` writes.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write; report.html in the run if not given.")
+    ] = None,
+) -> None:
+    """Write a run's report: one HTML file with charts, galleries, labels on images, and what was lost and why."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pipelines.report.write import write_report
+
+    folder = run_folder(run)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("reading the run", total=None)
+        address = write_report(
+            folder,
+            truth,
+            out,
+            on_progress=lambda done, of: progress.update(task, description="pictures", completed=done, total=of),
+        )
+    typer.echo(address)

@@ -1,0 +1,100 @@
+"""Commands about a pipeline file: run, check, plan."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import AsJson, Overrides, PipelineFile, Workers, console, user_errors
+
+
+@user_errors
+def run(
+    pipeline: PipelineFile,
+    set_: Overrides = None,
+    inline: Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")] = False,
+    workers: Workers = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster; a local one is started if not given.")
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Show Ray's own messages and full tracebacks.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a pipeline: do whatever of it is not done yet."""
+    from operators.columns import ContractError
+    from pipelines.config import load_pipeline
+    from pipelines.run import Options
+    from pipelines.run import run as run_pipeline
+    from pipelines.terminal import TerminalReporter
+
+    loaded = load_pipeline(pipeline, set_)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
+    reporter = TerminalReporter(console(stderr=as_json))
+    again = (
+        f"labelmill run {' '.join(shlex.quote(word) for word in [pipeline, *(f'--set={item}' for item in set_ or [])])}"
+    )
+    try:
+        summary = run_pipeline(loaded, Options(inline, workers, address, verbose), reporter)
+    except KeyboardInterrupt:
+        reporter.close()
+        typer.echo(f"\nstopped; what was finished is kept. Go on with: {again}", err=True)
+        raise typer.Exit(130) from None
+    except ContractError as error:
+        reporter.close()
+        typer.echo(f"error: {error}\nThis is a mistake in the operator's code.", err=True)
+        raise typer.Exit(1) from error if verbose else None
+    finally:
+        reporter.close()
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
+    else:
+        reporter.finished(summary, loaded.settings.output)
+
+
+@user_errors
+def check(pipeline: PipelineFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a pipeline file: names, parameters, columns and types.
+
+    Reads no image and starts nothing. With --json the mistakes found are printed as JSON too.
+    """
+    from pipelines.config import load_pipeline
+    from pipelines.errors import ConfigError
+
+    try:
+        loaded = load_pipeline(pipeline, set_)
+    except ConfigError as error:
+        if not as_json:
+            raise
+        typer.echo(json.dumps({"pipeline": pipeline, "good": False, "problems": error.problems}, indent=2))
+        raise typer.Exit(2) from None
+    steps = [step.name for step in loaded.steps]
+    exports = [export.name for export in loaded.exports]
+    output = loaded.settings.output
+    if as_json:
+        found = {"pipeline": pipeline, "good": True, "steps": steps, "exports": exports, "output": output}
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        told = f"{len(steps)} steps, exports: {', '.join(exports) or 'none'}, output: {output}"
+        typer.echo(f"{pipeline}: good. {told}\nNext: labelmill run {shlex.quote(pipeline)}")
+
+
+@user_errors
+def plan(pipeline: PipelineFile, set_: Overrides = None, workers: Workers = None, as_json: AsJson = False) -> None:
+    """Show what a run would do, without running anything.
+
+    Tells each step, how much of it is done already, and how the rest is placed on this machine.
+    """
+    from pipelines.config import load_pipeline
+    from pipelines.inspect_run import plan_of, print_plan
+
+    planned = plan_of(load_pipeline(pipeline, set_), workers)
+    if as_json:
+        typer.echo(json.dumps(planned, indent=2, ensure_ascii=False))
+    else:
+        print_plan(planned, console())

@@ -1,0 +1,63 @@
+"""Commands about what pipelines are made of: operators, model cards, drawn images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import AsJson, CardNames, OperatorName, console, user_errors
+
+
+@user_errors
+def ops(name: OperatorName = None, as_json: AsJson = False) -> None:
+    """List the operators, or show one: what it does, its parameters."""
+    from pipelines.catalogue import describe_operator, list_operators, print_operator, print_operators
+
+    if name is None:
+        listed = list_operators()
+        typer.echo(json.dumps(listed, indent=2)) if as_json else print_operators(listed, console())
+    else:
+        described = describe_operator(name)
+        typer.echo(json.dumps(described, indent=2)) if as_json else print_operator(described, console())
+
+
+@user_errors
+def models(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the model cards and whether their weights are on this machine."""
+    if context.invoked_subcommand is not None:
+        return
+    from pipelines.catalogue import list_models, print_models
+
+    listed = list_models()
+    typer.echo(json.dumps(listed, indent=2)) if as_json else print_models(listed, console())
+
+
+@user_errors
+def pull(cards: CardNames, as_json: AsJson = False) -> None:
+    """Download the weights of model cards, and verify them."""
+    from pipelines.catalogue import pull_models
+
+    pulled = pull_models(cards, console(stderr=as_json))
+    if as_json:
+        typer.echo(json.dumps(pulled, indent=2))
+
+
+@user_errors
+def world(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write; must be empty or new.")],
+    images: Annotated[int, typer.Option(min=1, help="How many images.")] = 200,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same images.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw images with exact truth beside them, to try things on.
+
+    Objects with boxes and masks, words, faces, captions, duplicates and bad images. The same seed draws the same.
+    """
+    from pipelines.catalogue import draw_world
+
+    drawn = draw_world(out, images, seed, console(stderr=as_json))
+    if as_json:
+        typer.echo(json.dumps(drawn, indent=2))
