@@ -55,8 +55,8 @@ class Everything(BaseModel):
         return [mask for mask, better in zip(stable, by.tolist(), strict=True) if better < 0]
 
 
-def detection(mask: Mask) -> dict[str, Any]:
+def detection(mask: Mask, models: list[str]) -> dict[str, Any]:
     """A detection of the class "object": the mask, its extent, and its predicted IoU, held to 0…1, as score."""
     box = dict(zip(SIDES, mask.box or (), strict=True))
     score = min(max(mask.predicted_iou, 0.0), 1.0)
-    return {**box, "class": CLASS, "score": score, "prompt": None, "mask": mask.counts}
+    return {**box, "class": CLASS, "score": score, "prompt": None, "mask": mask.counts, "models": models}

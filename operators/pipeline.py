@@ -147,6 +147,11 @@ class Pipeline(ImageOperator):
         return transformers_pipeline.find(self.params.model, self.params.revision)
 
     @property
+    def _name(self) -> str:
+        """The model as labels name it: a folder by its own name, since where it lies is this machine's."""
+        return Path(self.params.model).name if Path(self.params.model).is_dir() else self.params.model
+
+    @property
     def _options(self) -> dict[str, Any]:
         return {**self._task.defaults, **self.params.options}
 
@@ -204,7 +209,7 @@ class Pipeline(ImageOperator):
         return Needs(gpu=True, memory_gb=transformers_pipeline.memory_gb(self._found))
 
     def digest(self) -> str:
-        return transformers_pipeline.digest(self._found)
+        return f"{self._name}@{transformers_pipeline.digest(self._found)}"
 
     def ready(self) -> None:
         transformers_pipeline.find(self.params.model, self.params.revision)
@@ -213,6 +218,7 @@ class Pipeline(ImageOperator):
         self._engine = transformers_pipeline.TransformersPipeline(
             self._found, self.params.task, self._task, self._options, self.params.dtype
         )
+        self._models = [f"{self._name}@{transformers_pipeline.digest(self._found)[:12]}"]
 
     def prepare(self, image: DecodedImage, row: Mapping[str, Any]) -> Item:
         if self.params.column is not None:
@@ -237,4 +243,6 @@ class Pipeline(ImageOperator):
         scores = [columns.get("score"), *(columns.get("scores") or ())]
         if not np.isfinite([score for score in scores if score is not None]).all():
             return RowError("the model gave scores that are not finite; try dtype: float32")
+        if "detections" in columns:
+            columns["detections"] = [{**each, "models": self._models} for each in columns["detections"]]
         return columns

@@ -21,9 +21,10 @@ DETECTION = pa.struct(
         pa.field("score", pa.float32()),  # 0…1; null for a label that a person made
         pa.field("prompt", pa.string()),  # the phrase that was asked; null where none was
         pa.field("mask", pa.string()),  # COCO compressed RLE counts over (height, width); null for a box alone
+        pa.field("models", pa.list_(pa.string())),  # cards that made it, box first: name@digest; null: none known
     ]
 )
-"""One object: its box, canonical class, score, and where known the prompt that found it and its mask."""
+"""One object: its box, canonical class, score, and where known the prompt that found it, its mask and its makers."""
 
 DETECTIONS = pa.list_(DETECTION)
 """All objects of one image. An empty list says that there are none; null that nobody looked."""

@@ -118,7 +118,12 @@ class Segment(ModelOperator):
         super().check(columns)
         segmenter.check(self.params.model, points=self.params.everything is not None)
 
+    def digest(self) -> str:
+        # Labels name the card.
+        return f"{self.params.model.name}@{super().digest()}"
+
     def load(self) -> None:
+        self._reference = self.params.model.reference()
         self._engine = segmenter.load(self.params.model, self.params.dtype)
 
     def prepare(self, image: DecodedImage, row: Mapping[str, Any]) -> Item:
@@ -149,7 +154,11 @@ class Segment(ModelOperator):
                     return RowError(NOT_FINITE)
                 masks[index] = mask
         pairs = zip(item.detections, masks, strict=True)
-        return _columns([{**each, "mask": mask and mask.counts} for each, mask in pairs], masks)
+        return _columns([self._with_mask(each, mask) for each, mask in pairs], masks)
+
+    def _with_mask(self, detection: dict[str, Any], mask: Mask | None) -> dict[str, Any]:
+        models = detection.get("models") if mask is None else [*(detection.get("models") or ()), self._reference]
+        return {**detection, "mask": mask and mask.counts, "models": models}
 
     def _everything(self, wanted: Everything, item: Item, embedded: Any) -> dict[str, Any] | RowError:
         points = wanted.grid(item.height, item.width)
@@ -158,7 +167,7 @@ class Segment(ModelOperator):
         if len(finite) < len(found):
             return RowError(NOT_FINITE)
         masks = wanted.choose(finite)
-        return _columns([detection(mask) for mask in masks], masks)
+        return _columns([detection(mask, [self._reference]) for mask in masks], masks)
 
 
 def _columns(detections: list[dict[str, Any]], masks: Sequence[Mask | None]) -> dict[str, Any]:

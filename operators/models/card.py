@@ -169,6 +169,10 @@ class ModelCard(BaseModel):
         text = json.dumps({**known, "weights": identity}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def reference(self) -> str:
+        """The card as labels name it: its name, '@', and the first 12 digits of `digest`."""
+        return f"{self.name}@{self.digest()[:12]}"
+
     def section(self, name: Literal["config", "preprocess"], schema: type[Section]) -> Section:
         """A section of the card, checked against what the engine understands.
 

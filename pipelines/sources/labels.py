@@ -28,11 +28,28 @@ class LabelError(ValueError):
     """One label cannot be used; the message completes a sentence that begins with its name."""
 
 
-def detection(box: Sequence[float], name: str, score: float | None = None, mask: str | None = None) -> dict[str, Any]:
+def detection(
+    box: Sequence[float],
+    name: str,
+    score: float | None = None,
+    mask: str | None = None,
+    prompt: str | None = None,
+    models: list[str] | None = None,
+) -> dict[str, Any]:
     """A dict with the fields of `operators.schemas.DETECTION`; `box` is ``x1, y1, x2, y2``."""
     x1, y1, x2, y2 = map(float, box)
     name = valid_text(name)
-    return {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "class": name, "score": score, "prompt": None, "mask": mask}
+    return {
+        "x1": x1,
+        "y1": y1,
+        "x2": x2,
+        "y2": y2,
+        "class": name,
+        "score": score,
+        "prompt": prompt,
+        "mask": mask,
+        "models": models,
+    }
 
 
 def numbers(values: Any, count: int | None = None) -> list[float]:
@@ -96,6 +113,37 @@ def polygon_mask(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> 
     if mask.area(merged) == 0:
         raise LabelError("has a mask that covers no pixel")
     return str(merged["counts"].decode("ascii"))
+
+
+def painted_mask(polygon: Sequence[tuple[float, float]], size: tuple[int, int]) -> str:
+    """RLE counts of the pixels that OpenCV's `fillPoly` paints: the inside and the border of a polygon through pixels.
+
+    Args:
+        polygon: x and y of its corners in pixels, within the image. The pixel that a corner lies in is its corner.
+        size: Width and height of the image.
+    """
+    import cv2
+    from pycocotools import mask
+
+    width, height = size
+    corners = np.minimum(np.array(polygon, np.float64).astype(np.int32), [width - 1, height - 1])
+    (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
+    # A row of zeros above, so that the runs of two columns never touch in here.
+    crop = np.zeros((bottom - top + 2, right - left + 1), np.uint8)
+    cv2.fillPoly(crop, [corners - [left, top - 1]], 1)
+    flat = np.concatenate([crop.T.ravel(), [0]]).astype(np.int8)
+    edges = np.flatnonzero(np.diff(flat, prepend=0))
+    columns, rows = np.divmod(edges, crop.shape[0])
+    # An end in the row of zeros of the next column is the end of its own.
+    over = (np.arange(edges.size) % 2 == 1) & (rows == 0)
+    columns, rows = columns - over, np.where(over, crop.shape[0], rows)
+    places = (columns + left) * height + rows - 1 + top
+    starts, ends = places[::2], places[1::2]
+    apart = starts[1:] != ends[:-1]
+    starts, ends = starts[np.append(True, apart)], ends[np.append(apart, True)]
+    runs = np.diff(np.stack([starts, ends], axis=1).ravel(), prepend=0, append=width * height).tolist()
+    packed = mask.frPyObjects({"size": [height, width], "counts": runs if runs[-1] else runs[:-1]}, height, width)
+    return str(packed["counts"].decode("ascii"))
 
 
 def rle_mask(segmentation: dict[str, Any], size: tuple[int, int]) -> str:

@@ -144,7 +144,7 @@ def test_pairs_of_box_and_prompt_across_answers() -> None:
     found = Found(Item(None, 200, 100), 0.25, 6)
     found.add(answer([[0.5, 0.9], [0.2, 0.25]], [[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), 0)
     found.add(answer([[0.7], [0.3], [0.26]], [[-0.5, 0.5, 1.5, 2], [0, 0, 0.5, 0.5], [0, 0, 1, 1]], [2]), 0)
-    rows = found.result(ASKED)
+    rows = found.result(ASKED, ["a@0"])
     assert isinstance(rows, dict)
     keys = ("class", "prompt", "score", "x1", "y1", "x2", "y2")
     assert [tuple(row[key] for key in keys) for row in rows["detections"]] == [
@@ -160,7 +160,7 @@ def test_boxes_that_show_nothing_of_the_image_are_left_out() -> None:
     found = Found(Item(None, 10, 10), 0, 300)
     outside = [[1, 0, 1.5, 1], [-1, 0, 0, 1], [0, 1.2, 1, 1.4], [0.5, 0.5, 0.5, 0.9]]
     found.add(answer([[0.9]] * 4, outside, [0]), 0)
-    assert found.result(ASKED) == {"detections": []}
+    assert found.result(ASKED, ["a@0"]) == {"detections": []}
 
 
 def test_ties_do_not_depend_on_the_order_of_answers() -> None:
@@ -171,7 +171,7 @@ def test_ties_do_not_depend_on_the_order_of_answers() -> None:
         found = Found(Item(None, 10, 10), 0.1, 7)
         for part in order:
             found.add(part, 0)
-        results.append(found.result(ASKED))
+        results.append(found.result(ASKED, ["a@0"]))
     assert results[0] == results[1]
     assert isinstance(results[0], dict)
     places = [(row["class"], round(row["x1"]), round(row["x2"])) for row in results[0]["detections"]]
@@ -274,9 +274,9 @@ def test_a_card_for_something_else_is_refused() -> None:
         Detect.Params(model=load_card(FOLDER / "clip-random.yaml"), ontology=ONTOLOGY)
 
 
-def test_fingerprint_holds_the_digest_and_not_the_card() -> None:
+def test_fingerprint_holds_the_name_and_digest_and_not_the_card() -> None:
     operator = Detect(Detect.Params(model=PLAIN, ontology=["car"], batch=7))
-    expected = {"ontology": {"car": ["car"]}, "floor": 0.1, "max_detections": 300, "dtype": "auto"}
+    expected = {"ontology": {"car": ["car"]}, "floor": 0.1, "max_detections": 300, "tiles": None, "dtype": "auto"}
     assert operator.params.result_params() == expected
-    assert operator.digest() == PLAIN.digest()
+    assert operator.digest() == f"{PLAIN.name}@{PLAIN.digest()}"
     assert operator.batch == 7

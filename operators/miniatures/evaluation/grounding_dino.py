@@ -86,7 +86,7 @@ def _detect(engine: GroundingDino, pixels: np.ndarray, asked: Sequence[str]) -> 
     image = Found(item, FLOOR, 300)
     for answer in engine.detect([item.given]):
         image.add(answer, 0)
-    result = image.result(given)
+    result = image.result(given, [])
     if isinstance(result, Exception):
         raise result
     table = pa.Table.from_pylist([result], schema=_DETECTIONS)
