@@ -28,6 +28,8 @@ BUILT_IN = {
     "gaze": "operators.gaze:Gaze",
     "ask": "operators.ask:Ask",
     "pipeline": "operators.pipeline:Pipeline",
+    "label_errors": "operators.label_errors:LabelErrors",
+    "label_conflicts": "operators.label_conflicts:LabelConflicts",
     "cluster": "operators.cluster:Cluster",
     "balance": "operators.balance:Balance",
     "split": "operators.split:Split",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipelines.commands import looking, running, supplies
+from pipelines.commands import errors, looking, running, supplies
 
 app = typer.Typer(
     name="labelmill",
@@ -22,6 +22,7 @@ for command in (
     looking.explain,
     looking.evaluate,
     looking.search,
+    errors.errors,
     supplies.ops,
     supplies.world,
 ):
