@@ -15,6 +15,7 @@ from operators.ontology import Ontology
 from operators.registry import UnknownOperator, find, step_name
 from pipelines.cards import find_card
 from pipelines.errors import ConfigError, UserError, nearest
+from pipelines.export_columns import COLUMNS, ExportColumns, column_problem, missing_column
 from pipelines.exports import EXPORT_NAMES, exporter
 from pipelines.sources.spec import SourceSpec
 from pipelines.steps import ColumnError, Step, chain
@@ -57,15 +58,20 @@ class Pipeline:
         settings: Name, source, output, ontology, shard size.
         steps: Built and chained, in order.
         exports: Formats to write at the end.
-        labels: The column whose detections are exported, or None for the last one written.
+        columns: The columns that are exported, where the pipeline names them.
         document: The resolved YAML document, without storage options, for `pipeline.yaml`.
     """
 
     settings: Settings
     steps: list[Step]
     exports: list[Export]
-    labels: str | None
+    columns: ExportColumns
     document: dict[str, Any]
+
+    @property
+    def labels(self) -> str | None:
+        """The column whose detections are exported, or None for the last one written."""
+        return self.columns.labels
 
 
 def load_pipeline(file: str | os.PathLike[str], overrides: list[str] | None = None) -> Pipeline:
@@ -92,7 +98,7 @@ def build_pipeline(file: YamlFile) -> Pipeline:
     settings = _settings(file, problems)
     ontology = settings.ontology if settings is not None else None
     drafts = _drafts(file, problems)
-    exports, labels, split = _exports(file, problems)
+    exports, columns, split = _exports(file, problems)
     if split is not None:
         drafts.append(Draft("split", "split", split, ("export", "split")))
     built: list[tuple[Draft, Operator | None]] = []
@@ -110,8 +116,8 @@ def build_pipeline(file: YamlFile) -> Pipeline:
             except (ColumnError, OperatorError) as error:
                 problems.append(file.problem((*draft.path, *error.param), str(error)))
                 break
-        if not problems and labels is not None:
-            problems += _check_labels(file, steps, labels)
+        if not problems:
+            problems += _check_columns(file, steps, columns, exports)
     if problems or settings is None:
         raise ConfigError(problems)
     if not steps and not exports:
@@ -120,7 +126,7 @@ def build_pipeline(file: YamlFile) -> Pipeline:
     document = {**file.values, "output": settings.output}
     if isinstance(document.get("source"), dict):
         document["source"] = {k: v for k, v in document["source"].items() if k != "storage_options"}
-    return Pipeline(settings, steps, exports, labels, document)
+    return Pipeline(settings, steps, exports, columns, document)
 
 
 @dataclass(frozen=True)
@@ -199,17 +205,17 @@ def _check_names(file: YamlFile, drafts: list[Draft], problems: list[str]) -> No
         seen[draft.name] = draft
 
 
-def _exports(file: YamlFile, problems: list[str]) -> tuple[list[Export], str | None, dict[str, Any] | None]:
+def _exports(file: YamlFile, problems: list[str]) -> tuple[list[Export], ExportColumns, dict[str, Any] | None]:
     section = file.values.get("export") or {}
     if not isinstance(section, dict):
         problems.append(file.problem(("export",), f"must be a mapping but is {type(section).__name__}"))
-        return [], None, None
+        return [], ExportColumns(), None
     exports: list[Export] = []
     for name, value in section.items():
-        if name in ("split", "labels"):
+        if name == "split" or name in COLUMNS:
             continue
         if name not in EXPORT_NAMES:
-            known = [*EXPORT_NAMES, "split", "labels"]
+            known = [*EXPORT_NAMES, "split", *COLUMNS]
             message = f"unknown export, must be one of {', '.join(known)}{nearest(str(name), known)}"
             problems.append(file.problem(("export", str(name)), message))
             continue
@@ -224,21 +230,25 @@ def _exports(file: YamlFile, problems: list[str]) -> tuple[list[Export], str | N
             file.problem(("export", "split"), f"must be a mapping such as {{train: 0.9, val: 0.1}} but is {split!r}")
         )
         split = None
-    labels = section.get("labels")
-    return exports, None if labels is None else str(labels), split
+    named: list[str | None] = []
+    for key in COLUMNS:
+        column = section.get(key)
+        if column is not None and not isinstance(column, str):
+            problems.append(file.problem(("export", key), f"must be the name of a column but is {column!r}"))
+            column = None
+        named.append(column)
+    return exports, ExportColumns(*named), split
 
 
-def _check_labels(file: YamlFile, steps: list[Step], labels: str) -> list[str]:
-    from operators.schemas import DETECTIONS
-    from pipelines.steps import resolve
-
-    try:
-        found = resolve(labels, steps)
-    except ColumnError as error:
-        return [file.problem(("export", "labels"), str(error))]
-    if not found.type.equals(DETECTIONS):
-        return [file.problem(("export", "labels"), f"column {labels!r} must hold detections but is {found.type}")]
-    return []
+def _check_columns(file: YamlFile, steps: list[Step], columns: ExportColumns, exports: list[Export]) -> list[str]:
+    found = [((key,), column_problem(key, column, steps)) for key, column in columns.named().items()]
+    if all(problem is None for _, problem in found):
+        found += [
+            ((export.name,), missing_column(key, columns, steps))
+            for export in exports
+            for key in exporter(export.name)(export.params).needs()
+        ]
+    return [file.problem(("export", *key), problem) for key, problem in found if problem is not None]
 
 
 def _build(file: YamlFile, draft: Draft, ontology: Ontology | None, problems: list[str]) -> Operator | None:

@@ -13,9 +13,10 @@ from typing import Any
 import pyarrow as pa
 
 from operators.images import image_size
-from operators.schemas import DETECTIONS
+from operators.ontology import Ontology
 from pipelines.config import Export, Pipeline
 from pipelines.errors import UserError
+from pipelines.export_columns import find_column, labels_column, models_used
 from pipelines.exports import exporter
 from pipelines.exports.base import ExportError, ExportImage
 from pipelines.exports.files import Output
@@ -70,6 +71,8 @@ def _write(
     store, name = layout.store, f"exports/{export.name}"
     splits = _splits(layout, shards)
     writer = exporter(export.name)(export.params)
+    if "class" in writer.needs():
+        classes = _image_classes(pipeline, layout, shards)
     images = export_images(pipeline, layout, shards, fetch)
     provenance = {
         "pipeline": pipeline.settings.name,
@@ -77,6 +80,7 @@ def _write(
             {"step": step.name, "operator": step.operator_name, "fingerprint": step.fingerprint}
             for step in layout.steps
         ],
+        "models": models_used(layout.steps),
     }
     if store.is_local:
         final, temporary = store.path(name), store.path(f"exports/{TEMPORARY}{export.name}")
@@ -96,37 +100,55 @@ def _write(
 
 
 def export_images(pipeline: Pipeline, layout: Layout, shards: dict[int, int], fetch: Fetcher) -> Iterator[ExportImage]:
-    """The images that every step kept, in order of image_id, with their labels."""
-    steps = layout.steps
-    labels = labels_column(steps, pipeline.labels)
+    """The images that every step kept, in order of image_id, with what the run says of them."""
+    steps, wanted = layout.steps, pipeline.columns
+    labels = labels_column(steps, wanted.labels)
+    more = [find_column(key, wanted, steps) for key in ("words", "caption", "class")]
     split = _optional("split", steps) or Input(None, "split", pa.string())
     sizes = [_optional(name, steps) for name in ("width", "height", "format")]
     for outcome in outcomes(layout, shards):
         rows = read_shard(layout.store, outcome.shard, ["image_id", "key", "uri"]).to_pylist()
         found = column_of(layout, labels, outcome.shard)
         splits = column_of(layout, split, outcome.shard).to_pylist()
-        known = [None if column is None else column_of(layout, column, outcome.shard).to_pylist() for column in sizes]
+        known, told = (
+            [None if column is None else column_of(layout, column, outcome.shard) for column in columns]
+            for columns in (sizes, more)
+        )
         for index, row in enumerate(rows):
             if outcome.final[index] != "kept":
                 continue
-            width, height, kind = (None if column is None else column[index] for column in known)
+            width, height, kind = (None if column is None else column[index].as_py() for column in known)
             if width is None or height is None or kind is None:
                 width, height, kind = _measure(fetch(row["uri"]))
-            detections = found[index].as_py() or []
+            words, caption, image_class = (None if column is None else column[index].as_py() for column in told)
             yield ExportImage(
-                row["image_id"], row["key"], row["uri"], int(width), int(height), splits[index], detections, kind
+                image_id=row["image_id"],
+                key=row["key"],
+                uri=row["uri"],
+                width=int(width),
+                height=int(height),
+                split=splits[index],
+                detections=found[index].as_py() or [],
+                format=kind,
+                words=words,
+                caption=caption,
+                image_class=image_class,
             )
 
 
-def labels_column(steps: tuple[Step, ...], wanted: str | None) -> Input:
-    """Where labels come from: the column asked for, else the last one that holds detections, else the source's."""
-    if wanted is not None:
-        return resolve(wanted, steps)
-    for step in reversed(steps):
-        for field in step.operator.writes():
-            if field.type.equals(DETECTIONS):
-                return Input(step.position, field.name, field.type)
-    return Input(None, "labels", DETECTIONS)
+def _image_classes(pipeline: Pipeline, layout: Layout, shards: dict[int, int]) -> list[str]:
+    """Names of the classes of images: those of the ontology of the step that wrote them, else those found, by name."""
+    column = find_column("class", pipeline.columns, layout.steps)
+    if column is None:
+        return []
+    if column.step is not None:
+        ontology = getattr(layout.steps[column.step].operator.params, "ontology", None)
+        if isinstance(ontology, Ontology):
+            return list(ontology.classes)
+    found: set[str] = set()
+    for shard in shards:
+        found.update(name for name in column_of(layout, column, shard).unique().to_pylist() if name is not None)
+    return sorted(found)
 
 
 def _optional(column: str, steps: tuple[Step, ...]) -> Input | None:
@@ -157,7 +179,8 @@ def _fingerprint(pipeline: Pipeline, layout: Layout, shards: dict[int, int], cla
     content = {
         "export": export.name,
         "params": export.params.model_dump(mode="json"),
-        "labels": pipeline.labels,
+        "version": exporter(export.name).version,
+        "columns": pipeline.columns.named(),
         "classes": classes,
         "steps": [step.fingerprint for step in layout.steps],
         "shards": sorted(shards.items()),

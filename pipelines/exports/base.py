@@ -40,6 +40,9 @@ class ExportImage:
         split: Name of its split; None when the dataset has none.
         detections: Dicts of `operators.schemas.DETECTION`, in pixels of the upright image.
         format: Pillow's name of the format that the bytes have, such as ``JPEG``.
+        words: Dicts of `operators.read.WORD`; None where nobody looked for words.
+        caption: A sentence about the image, if there is one.
+        image_class: The class of the image as a whole, if there is one.
     """
 
     image_id: int
@@ -50,6 +53,9 @@ class ExportImage:
     split: str | None
     detections: list[dict[str, Any]]
     format: str
+    words: list[dict[str, Any]] | None = None
+    caption: str | None = None
+    image_class: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +92,28 @@ class ExportParams(BaseModel):
 
 
 class Exporter(ABC):
-    """Writes a dataset in one format. Subclasses set `name` and, where they have parameters, `Params`."""
+    """Writes a dataset in one format. Subclasses set `name` and, where they have parameters, `Params`.
+
+    Attributes:
+        name: What a pipeline calls it.
+        version: Raised when the same input gives other files, so that a finished run writes them anew.
+    """
 
     name: ClassVar[str] = ""
+    version: ClassVar[int] = 1
 
     class Params(ExportParams):
         pass
 
     def __init__(self, params: Any) -> None:
         self.params = params
+
+    def needs(self) -> tuple[str, ...]:
+        """Keys of `pipelines.export_columns.COLUMNS` whose columns these parameters cannot do without.
+
+        Where ``class`` is among them, `write` is handed the classes of images, not those of objects.
+        """
+        return ()
 
     @abstractmethod
     def write(
@@ -115,7 +134,8 @@ class Exporter(ABC):
             fetch: Gives the bytes behind a uri; called from several threads.
             out: An empty place to write to.
             provenance: Where the dataset came from and how it was made, as JSON values. ``licences``, a list of names
-                or URLs, goes where the format has a place for it.
+                or URLs, goes where the format has a place for it. ``models`` lists the models that made the labels, as
+                `pipelines.export_columns.models_used` gives them.
 
         Raises:
             ExportError: A label has a class that is not in `classes`, an image has a split that is not in `splits`,

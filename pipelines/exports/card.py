@@ -13,7 +13,12 @@ _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
 
 def dataset_card(
-    title: str, tally: Tally, made: Sequence[str], notes: Sequence[str], provenance: dict[str, Any]
+    title: str,
+    tally: Tally,
+    made: Sequence[str],
+    notes: Sequence[str],
+    provenance: dict[str, Any],
+    counted: str = "objects",
 ) -> bytes:
     """The card in Markdown, UTF-8.
 
@@ -22,14 +27,15 @@ def dataset_card(
         tally: Counts of the whole dataset.
         made: Sentences on how labels and files were made.
         notes: Sentences about what a reader will stumble over.
-        provenance: JSON values, shown as they are.
+        provenance: JSON values, shown as they are. Its ``licences`` and ``models`` have a chapter of their own.
+        counted: What an annotation of the tally is, in the plural.
     """
     lines = [f"# {escaped(title)}", "", "## What is in it", ""]
     lines += _table(
         ["", *tally.splits],
         [
             ["images", *(tally.images[split] for split in tally.splits)],
-            ["objects", *(sum(tally.annotations[split]) for split in tally.splits)],
+            [counted, *(sum(tally.annotations[split]) for split in tally.splits)],
         ],
     )
     if tally.classes:
@@ -37,19 +43,34 @@ def dataset_card(
             [name, *(tally.annotations[split][index] for split in tally.splits)]
             for index, name in enumerate(tally.classes)
         ]
-        lines += ["", "Objects of each class, in the order of the class ids:", ""]
+        lines += ["", f"{counted.capitalize()} of each class, in the order of the class ids:", ""]
         lines += _table(["class", *tally.splits], rows)
     if tally.skipped:
-        lines += ["", "Labels left out:", ""]
-        lines += _table(["reason", "labels"], [[reason, count] for reason, count in sorted(tally.skipped.items())])
+        lines += ["", "Left out:", ""]
+        lines += _table(["reason", "how many"], [[reason, count] for reason, count in sorted(tally.skipped.items())])
     if notes:
         lines += ["", "## What to know", "", *(f"- {escaped(note)}" for note in notes)]
     lines += ["", "## How it was made", "", *(f"- {sentence}" for sentence in made)]
+    lines += _licences(provenance)
     if provenance:
         text = json.dumps(provenance, indent=2, sort_keys=True, ensure_ascii=False)
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
         lines += ["", "## Where it came from", "", f"{fence}json", text, fence]
     return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _licences(provenance: dict[str, Any]) -> list[str]:
+    """The chapter on licences; nothing where neither those of images nor models are known."""
+    images, models = provenance.get("licences") or [], provenance.get("models") or []
+    if not images and not models:
+        return []
+    lines = ["", "## Licences", ""]
+    lines.append("Images: " + (", ".join(escaped(str(name)) for name in images) if images else "not known") + ".")
+    if models:
+        lines += ["", "Models that took part; their licences can bind the use of what they made:", ""]
+        rows = [[model["step"], model["reference"], model["licence"]] for model in models]
+        lines += _table(["step", "model", "licence"], rows)
+    return lines
 
 
 def escaped(text: str) -> str:

@@ -1,4 +1,4 @@
-"""COCO instances (Lin et al. 2014; https://cocodataset.org/#format-data)."""
+"""COCO instances and captions (Lin et al. 2014; Chen et al. 2015; https://cocodataset.org/#format-data)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ class Coco(Exporter):
 
     A box is ``[x, y, width, height]`` in pixels of the upright image, clipped to it, with two decimals. A mask is
     compressed RLE with ``iscrowd: 0``, whatever its shape, and ``area`` is its number of pixels; an object without one
-    has the empty ``segmentation`` and the box's area. The prompt that found an object is in its ``attributes``.
+    has the empty ``segmentation`` and the box's area. Its ``attributes`` hold the ``prompt`` that found it and the
+    ``models`` that made it, where these are known; a COCO source reads them back. The licences of the models are in
+    ``info.provenance.models``; ``licenses`` is the list of the images' licences, as in COCO itself.
+
+    With `captions`, ``annotations/captions_{split}.json`` holds the images that have a caption, each with one
+    annotation, whose id is the image's.
 
     EXIF orientation: labels are upright and image bytes are the original ones, so a loader must apply it. OpenCV's
     `imread` does (MMDetection, Ultralytics, supervision), and so do Detectron2 and Hugging Face `datasets`.
@@ -43,6 +48,7 @@ class Coco(Exporter):
     """
 
     name = "coco"
+    version = 2
 
     class Params(ExportParams):
         """Parameters of the COCO export.
@@ -51,10 +57,15 @@ class Coco(Exporter):
             masks: `rle` for every mask, exact; `polygon` for those of one part without holes, simplified to an IoU of
                 at least 0.99 as pycocotools draws them, and RLE for the others.
             scores: Whether annotations carry the detector's ``score``.
+            captions: Whether captions are written too.
         """
 
         masks: Literal["rle", "polygon"] = "rle"
         scores: bool = False
+        captions: bool = False
+
+    def needs(self) -> tuple[str, ...]:
+        return ("caption",) if self.params.captions else ()
 
     def write(
         self,
@@ -73,34 +84,43 @@ class Coco(Exporter):
         tally = Tally(classes, splits)
         with ExitStack() as stack:
             drafts = {
-                split: _Draft(
+                (kind, split): _Draft(
                     stack.enter_context(tempfile.TemporaryFile()), stack.enter_context(tempfile.TemporaryFile())
                 )
+                for kind in ("instances", *(["captions"] if self.params.captions else []))
                 for split in tally.splits
             }
+            uncaptioned = 0
             with out:
                 for image in checked(images, splits):
                     labels = tally.read(image)
-                    draft = drafts[image.split or ALL]
-                    name = self._place(image, fetch, out)
-                    draft.add_image(
-                        {
-                            "id": image.image_id,
-                            "file_name": name,
-                            "width": image.width,
-                            "height": image.height,
-                            "key": image.key,
-                        }
-                    )
+                    entry = {
+                        "id": image.image_id,
+                        "file_name": self._place(image, fetch, out),
+                        "width": image.width,
+                        "height": image.height,
+                        "key": image.key,
+                    }
+                    draft = drafts["instances", image.split or ALL]
+                    draft.add_image(entry)
                     for label in labels:
                         draft.add_annotation(self._annotation(image, label))
+                    if self.params.captions and image.caption:
+                        draft = drafts["captions", image.split or ALL]
+                        draft.add_image(entry)
+                        draft.add_annotation(
+                            {"id": image.image_id, "image_id": image.image_id, "caption": image.caption}
+                        )
+                    uncaptioned += not image.caption
             paths = []
-            for split, draft in drafts.items():
-                path = f"annotations/instances_{split}.json" if splits else "annotations/instances.json"
+            for (kind, split), draft in drafts.items():
+                path = f"annotations/{kind}_{split}.json" if splits else f"annotations/{kind}.json"
                 with out.open(path, "wb") as file:
-                    draft.finish(file, _head(classes, provenance))
+                    draft.finish(file, _head(classes if kind == "instances" else None, provenance))
                 paths.append(path)
         notes = tally.notes()
+        if self.params.captions and uncaptioned:
+            notes.append(f"{uncaptioned} images have no caption and are not in the files of captions.")
         with_mask = sum(map(sum, tally.annotations.values())) - tally.boxes_only
         if with_mask and tally.boxes_only:
             notes.append(
@@ -137,8 +157,11 @@ class Coco(Exporter):
         }
         if self.params.scores and label.score is not None:
             annotation["score"] = round(label.score, 4)
-        if label.prompt is not None:
-            annotation["attributes"] = {"prompt": label.prompt}
+        attributes: dict[str, Any] = {} if label.prompt is None else {"prompt": label.prompt}
+        if label.models:
+            attributes["models"] = list(label.models)
+        if attributes:
+            annotation["attributes"] = attributes
         return annotation
 
     def _segmentation(self, label: Label) -> Any:
@@ -162,13 +185,18 @@ class Coco(Exporter):
         ]
 
 
-def _head(classes: list[str], provenance: dict[str, Any]) -> dict[str, Any]:
+def _head(classes: list[str] | None, provenance: dict[str, Any]) -> dict[str, Any]:
+    """What stands before the long lists; no categories where `classes` is None."""
     licences = provenance.get("licences", [])
-    return {
+    head: dict[str, Any] = {
         "info": {"description": "Exported by labelmill", "provenance": provenance},
         "licenses": [{"id": index, "name": str(name), "url": ""} for index, name in enumerate(licences, 1)],
-        "categories": [{"id": index, "name": name, "supercategory": "object"} for index, name in enumerate(classes, 1)],
     }
+    if classes is not None:
+        head["categories"] = [
+            {"id": index, "name": name, "supercategory": "object"} for index, name in enumerate(classes, 1)
+        ]
+    return head
 
 
 class _Draft:

@@ -31,6 +31,7 @@ class Label:
         mask: None for a box alone; an empty mask counts as none.
         score: None for a label that a person made.
         prompt: None where nothing was asked.
+        models: References of the model cards that made it, the box's first; empty where none is known.
     """
 
     position: int
@@ -39,6 +40,7 @@ class Label:
     mask: Mask | None
     score: float | None
     prompt: str | None
+    models: tuple[str, ...] = ()
 
 
 class Tally:
@@ -70,17 +72,11 @@ class Tally:
         Raises:
             ExportError: A class is not among the classes.
         """
-        split = image.split if image.split is not None else ALL
-        self.images[split] += 1
+        split = self.count_image(image.split)
         labels = []
         for position, detection in enumerate(image.detections, 1):
-            name = detection["class"]
-            if name not in self._ids:
-                raise ExportError(
-                    f"image {image.key!r}: class must be one of {', '.join(map(repr, self.classes))} but is {name!r}; "
-                    "add it to the ontology"
-                )
-            reason, label = self._label(image, position, self._ids[name], detection)
+            class_id = self.class_id(image, detection["class"])
+            reason, label = self._label(image, position, class_id, detection)
             if label is None:
                 self.skipped[reason] += 1
             else:
@@ -115,8 +111,42 @@ class Tally:
         self.boxes_only += mask is None
         score = detection.get("score")
         return "", Label(
-            position, class_id, (x1, y1, x2, y2), mask, None if score is None else float(score), detection.get("prompt")
+            position=position,
+            class_id=class_id,
+            box=(x1, y1, x2, y2),
+            mask=mask,
+            score=None if score is None else float(score),
+            prompt=detection.get("prompt"),
+            models=tuple(detection.get("models") or ()),
         )
+
+    def add_class(self, name: str) -> int:
+        """The place of a class, put behind the others if it is new."""
+        if name not in self._ids:
+            self._ids[name] = len(self.classes)
+            self.classes.append(name)
+            for counts in self.annotations.values():
+                counts.append(0)
+        return self._ids[name]
+
+    def count_image(self, split: str | None) -> str:
+        """Count an image whose labels are not read; gives the split that its annotations count for."""
+        split = split if split is not None else ALL
+        self.images[split] += 1
+        return split
+
+    def class_id(self, image: ExportImage, name: str) -> int:
+        """The place of a class.
+
+        Raises:
+            ExportError: It is not among the classes.
+        """
+        if name not in self._ids:
+            raise ExportError(
+                f"image {image.key!r}: class must be one of {', '.join(map(repr, self.classes))} but is {name!r}; "
+                "add it to the ontology"
+            )
+        return self._ids[name]
 
     def notes(self) -> list[str]:
         """What every format has to say about its masks."""

@@ -153,6 +153,27 @@ def joined_polygon(mask: Mask) -> np.ndarray:
     return best + np.array([left, top])
 
 
+def smallest_rectangle(mask: Mask) -> list[tuple[float, float]]:
+    """The four corners of the rectangle of least area, at any angle, that holds every pixel of the mask whole.
+
+    Args:
+        mask: Must not be empty.
+
+    Returns:
+        x and y in pixel edges of the image, in turn around the rectangle; they may lie outside of it.
+    """
+    import cv2
+
+    crop, left, top = mask.crop()
+    rows = np.flatnonzero(crop.any(axis=1))
+    first = crop[rows].argmax(axis=1)
+    end = crop.shape[1] - crop[rows, ::-1].argmax(axis=1)
+    # The rectangle holds a row of pixels where it holds the corners of its two outermost ones.
+    corners = np.stack([np.concatenate([first, first, end, end]), np.concatenate([rows, rows + 1, rows, rows + 1])], 1)
+    points = cv2.boxPoints(cv2.minAreaRect(corners.astype(np.float32)))
+    return [(float(x) + left, float(y) + top) for x, y in points]
+
+
 class _Ring:
     """A closed contour and how many pixels would be wrong without it."""
 

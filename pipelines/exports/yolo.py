@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import field_validator
 
-from pipelines.exports.base import Exporter, ExportError, ExportImage, ExportParams, ExportSummary, Fetch, checked
+from pipelines.exports import yolo_lines
+from pipelines.exports.base import ALL, Exporter, ExportError, ExportImage, ExportParams, ExportSummary, Fetch, checked
 from pipelines.exports.card import dataset_card
 from pipelines.exports.files import Output, file_name
-from pipelines.exports.labels import Label, Tally
-from pipelines.exports.masks import joined_polygon
+from pipelines.exports.labels import Tally
+from pipelines.exports.texts import read_texts
+from pipelines.exports.yolo_classify import write_classes
+from pipelines.exports.yolo_readable import Readable
 
 SPLITS = ("train", "val", "test")
 
-READABLE = frozenset({"JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000"})
-"""Pillow's formats that Ultralytics has an extension for; it passes over other files."""
-
-MIN_PIXELS = 10
-"""Ultralytics leaves out images with a shorter side."""
-
-UNITS = 1_000_000
-"""Six decimals."""
-
-PIXEL = 0.49
-"""Added to a pixel's index in a polygon: its centre, short of the half. Ultralytics truncates what it reads and
-supervision rounds; both get the pixel that was meant. Without it, six decimals of 1/3 come back as the pixel before."""
+WORD_CLASS = "text"
+"""The class of words in the task `obb`."""
 
 
 class Yolo(Exporter):
     """YOLO: ``images/{train,val,test}/``, ``labels/{train,val,test}/`` and ``data.yaml``.
 
     Every image has a label file, an empty one if it has no objects. A line is a class id and, for `detect`, the box's
-    centre and size; for `segment`, a polygon. Numbers are shares of the upright image's width and height, with six
-    decimals; no box reaches outside.
+    centre and size; for `segment`, a polygon; for `obb`, the four corners of a rectangle at any angle. Numbers are
+    shares of the upright image's width and height, with six decimals; no box reaches outside.
 
     ``data.yaml`` has no ``path``: Ultralytics then takes the folder of ``data.yaml`` for the root, wherever that is
     moved, whereas a relative ``path`` counts from the working directory and an absolute one breaks with the first move.
@@ -49,6 +41,13 @@ class Yolo(Exporter):
     drawn, unless they are smaller than their bridge; see `pipelines.exports.masks.joined_polygon`. It is simplified to
     an IoU of at least 0.99 with the mask; masks in pieces can come out below that. An object without a mask is the
     polygon of its box.
+
+    With `obb`, an object is the smallest rectangle around its mask (OpenCV's `minAreaRect`), or its box if it has none.
+    Where words were read, each is one too, by the corners that `read` gave, of the class ``text``, which comes after
+    the other classes unless it is one of them. Corners outside the image are moved to its edge.
+
+    With `classify`, the layout is another: ``train/car/…``, a folder for each class of images; see
+    `pipelines.exports.yolo_classify`.
 
     EXIF orientation: labels are upright and image bytes are the original ones. Ultralytics and supervision read images
     upright, as OpenCV's `imread` does. A loader built on plain `PIL.Image.open` must add `PIL.ImageOps.exif_transpose`.
@@ -64,10 +63,11 @@ class Yolo(Exporter):
 
         Attributes:
             images: `link` or `copy`; see `ExportParams`. Never `none`, since loaders find labels by the images' paths.
-            task: `detect` writes boxes, `segment` polygons.
+            task: `detect` writes boxes, `segment` polygons, `obb` rotated rectangles, also of words, and `classify`
+                the classes of whole images.
         """
 
-        task: Literal["detect", "segment"] = "detect"
+        task: Literal["detect", "segment", "obb", "classify"] = "detect"
 
         @field_validator("images")
         @classmethod
@@ -75,6 +75,9 @@ class Yolo(Exporter):
             if value == "none":
                 raise ValueError("must be link or copy but is none: YOLO loaders find labels by the images' paths")
             return value
+
+    def needs(self) -> tuple[str, ...]:
+        return ("class",) if self.params.task == "classify" else ()
 
     def write(
         self,
@@ -93,26 +96,29 @@ class Yolo(Exporter):
         for split in splits:
             if split not in SPLITS:
                 raise ExportError(f"a split must be train, val or test in YOLO but is {split!r}")
-        tally = Tally(classes, splits)
-        unread: Counter[str] = Counter()
+        if self.params.task == "classify":
+            mode = self.params.images
+            return write_classes(images, classes, splits, fetch, out, provenance, mode, self._made())
+        tally, readable = Tally(classes, splits), Readable()
         with out:
             for image in checked(images, splits):
                 folder = image.split or "train"
                 name = file_name(image)
-                lines = [self._line(image, label) for label in tally.read(image)]
+                lines = self._lines(image, tally)
                 out.place(image, fetch, f"images/{folder}/{name}", self.params.images)
                 label_file = f"labels/{folder}/{name.rpartition('.')[0]}.txt"
                 out.write(label_file, "".join(f"{line}\n" for line in lines).encode("ascii"))
-                if image.format not in READABLE:
-                    unread[f"are {image.format}, which Ultralytics does not read"] += 1
-                elif min(image.width, image.height) < MIN_PIXELS:
-                    unread[f"have a side below {MIN_PIXELS} pixels, which Ultralytics leaves out"] += 1
+                readable.see(image)
         present = [split for split in SPLITS if tally.images.get(split)] if splits else ["train"]
         for split in present:
             out.folder(f"images/{split}")
             out.folder(f"labels/{split}")
-        out.write("data.yaml", _data_yaml(classes, present))
-        notes = [*tally.notes(), *(f"{count} images {what}." for what, count in sorted(unread.items()))]
+        out.write("data.yaml", _data_yaml(tally.classes, present))
+        notes = [*tally.notes(), *readable.notes()]
+        if self.params.task == "obb" and tally.boxes_only:
+            notes.append(
+                f"{tally.boxes_only} objects have no mask; their rectangles are their boxes, which are upright."
+            )
         if "train" in present and "val" not in present:
             notes.append("There is no val split: `val` in data.yaml is train, and measures nothing about new images.")
         elif "train" not in present:
@@ -120,16 +126,21 @@ class Yolo(Exporter):
         out.write("README.md", dataset_card("Dataset in YOLO format", tally, self._made(), notes, provenance))
         return tally.summary(notes, ["data.yaml"])
 
-    def _line(self, image: ExportImage, label: Label) -> str:
-        if self.params.task == "detect":
-            numbers = _box(label.box, image.width, image.height)
-        elif label.mask is None:
-            x1, y1, x2, y2 = label.box
-            numbers = _shares([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], image.width, image.height)
-        else:
-            points = [(x + PIXEL, y + PIXEL) for x, y in joined_polygon(label.mask).tolist()]
-            numbers = _shares(points, image.width, image.height)
-        return " ".join([str(label.class_id), *(f"{number:.6f}" for number in numbers)])
+    def _lines(self, image: ExportImage, tally: Tally) -> list[str]:
+        numbers = {"detect": yolo_lines.box, "segment": yolo_lines.polygon, "obb": yolo_lines.rectangle}
+        numbers_of = numbers[self.params.task]
+        lines = [yolo_lines.line(label.class_id, numbers_of(label, image)) for label in tally.read(image)]
+        if self.params.task != "obb" or image.words is None:
+            return lines
+        class_id = tally.add_class(WORD_CLASS)
+        for word in read_texts(image, tally.skipped):
+            corners = yolo_lines.quad(word.corners, image)
+            if corners:
+                tally.annotations[image.split or ALL][class_id] += 1
+                lines.append(yolo_lines.line(class_id, corners))
+            else:
+                tally.skipped[yolo_lines.THIN_WORD] += 1
+        return lines
 
     def _made(self) -> list[str]:
         files = {
@@ -139,27 +150,15 @@ class Yolo(Exporter):
         labels = {
             "detect": "Labels are boxes.",
             "segment": "Labels are polygons, one for each object: holes and further parts are joined by bridges.",
+            "obb": "Labels are rectangles at any angle, each by its four corners.",
+            "classify": "An image's class is the folder it is in.",
         }
+        upright = " They fit the upright image: a loader must apply the EXIF orientation."
         return [
             files[self.params.images] + " Their bytes are as they were.",
-            labels[self.params.task] + " They fit the upright image: a loader must apply the EXIF orientation.",
+            labels[self.params.task] + (upright if self.params.task != "classify" else ""),
             "The number at the start of a file's name is the image's id.",
         ]
-
-
-def _box(box: tuple[float, float, float, float], width: int, height: int) -> list[float]:
-    """Centre and size as shares, such that the box they give back does not reach outside the image."""
-    spans = []
-    for low, high, size in ((box[0], box[2], width), (box[1], box[3], height)):
-        start, end = round(low / size * UNITS), round(high / size * UNITS)
-        end -= (end - start) % 2  # An odd span would have a centre of seven decimals.
-        spans.append(((start + end) // 2 / UNITS, (end - start) / UNITS))
-    (x, w), (y, h) = spans
-    return [x, y, w, h]
-
-
-def _shares(points: list[tuple[float, float]], width: int, height: int) -> list[float]:
-    return [value for x, y in points for value in (x / width, y / height)]
 
 
 def _data_yaml(classes: list[str], present: list[str]) -> bytes:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pipelines.sources.base import Entry, Source, SourceError, in_order, normal_key, problem_text, valid_text
 from pipelines.sources.coco_file import CocoFile, Record, image_size_of, named, read_coco
-from pipelines.sources.labels import (
-    OVERFLOW,
-    LabelError,
-    clip,
-    detection,
-    mask_box,
-    numbers,
-    polygon_mask,
-    rle_mask,
-    stored_size,
-)
+from pipelines.sources.coco_labels import is_id, read_labels
+from pipelines.sources.labels import LabelError, stored_size
 from pipelines.sources.metadata import scalars
 from pipelines.sources.storage import THREADS, Missing, Storage, Unavailable
 from pipelines.sources.uri import below, file_uri, is_http, is_remote, join, parent, protocol, resolve
@@ -177,7 +168,7 @@ class CocoSource(Source):
                 size = stored_size(self.storage, image.location)
             except (Unavailable, LabelError) as error:
                 problems.append(f"the image's width and height are not known: {error}")
-        labels, crowd = (None, []) if annotations is None else _labels(annotations, content, size, problems)
+        labels, crowd = (None, []) if annotations is None else read_labels(annotations, content, size, problems)
         metadata: dict[str, Any] = {}
         for record in image.records:
             metadata = {**(scalars({k: v for k, v in record.items() if k != "file_name"}) or {}), **metadata}
@@ -212,7 +203,7 @@ def _annotations(image: _Image, content: CocoFile, problems: list[str]) -> list[
     if content.annotations is None:
         return None
     found: list[Record] = []
-    for number in dict.fromkeys(record.get("id") for record in image.records if _hashable(record.get("id"))):
+    for number in dict.fromkeys(record.get("id") for record in image.records if is_id(record.get("id"))):
         mine = content.annotations.get(number, [])  # type: ignore[arg-type]
         if number in content.ambiguous:
             files = " and ".join(map(valid_text, content.ambiguous[number]))  # type: ignore[index]
@@ -223,73 +214,3 @@ def _annotations(image: _Image, content: CocoFile, problems: list[str]) -> list[
             return None
         found += mine
     return found
-
-
-def _hashable(number: Any) -> bool:
-    return isinstance(number, (int, float, str))
-
-
-def _labels(
-    annotations: Sequence[Record], content: CocoFile, size: tuple[int, int] | None, problems: list[str]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Detections, and crowd regions as metadata."""
-    labels, crowd = [], []
-    for annotation in annotations:
-        name = named(annotation)
-        try:
-            label = _label(annotation, name, content, size, problems)
-        except LabelError as error:
-            problems.append(f"{name} {error}")
-            continue
-        if annotation.get("iscrowd"):
-            box = [label[side] for side in ("x1", "y1", "x2", "y2")]
-            crowd.append({"annotation": annotation.get("id"), "class": label["class"], "box": box})
-        else:
-            labels.append(label)
-    return labels, crowd
-
-
-def _label(
-    annotation: Record, name: str, content: CocoFile, size: tuple[int, int] | None, problems: list[str]
-) -> dict[str, Any]:
-    number = annotation.get("category_id")
-    if not _hashable(number) or number not in content.names:
-        raise LabelError(f"has the category id {str(number)[:60]}, which is not listed")
-    mask = None
-    try:
-        mask = _mask(annotation, size)
-    except LabelError as error:
-        problems.append(f"{name} {error}; its mask is left out")
-    if annotation.get("bbox"):
-        x, y, width, height = numbers(annotation["bbox"], 4)
-        box, outside = clip((x, y, x + width, y + height), size)
-        if outside > OVERFLOW:
-            problems.append(f"{name} has a box that leaves the image by {outside:g} pixels; it was clipped")
-    elif mask is not None and size is not None:
-        box = mask_box(mask, size)
-    else:
-        raise LabelError("has neither a box nor a mask that can be used")
-    return detection(box, content.names[number], _score(annotation, name, problems), mask)
-
-
-def _mask(annotation: Record, size: tuple[int, int] | None) -> str | None:
-    segmentation = annotation.get("segmentation")
-    if not segmentation:
-        return None
-    if size is None:
-        raise LabelError("has a mask, which needs the image's width and height")
-    if isinstance(segmentation, dict):
-        return rle_mask(segmentation, size)
-    if isinstance(segmentation, list):
-        return polygon_mask(segmentation, size)
-    raise LabelError("has a segmentation that is neither polygons nor RLE")
-
-
-def _score(annotation: Record, name: str, problems: list[str]) -> float | None:
-    score = annotation.get("score")
-    if score is None:
-        return None
-    if isinstance(score, (int, float)) and not isinstance(score, bool) and 0 <= score <= 1:
-        return float(score)
-    problems.append(f"{name} has the score {str(score)[:60]}; it must be 0 to 1")
-    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,7 +140,9 @@ def _read_images(values: list[Any], content: CocoFile, report: Callable[[str], N
 
 def _read_annotations(values: Any, known: set[Id], where: str, report: Callable[[str], None]) -> dict[Id, list[Record]]:
     grouped: dict[Id, list[Record]] = defaultdict(list)
-    for annotation in _objects(values, "annotations", report):
+    records = _objects(values, "annotations", report)
+    _report_repeated(records, report)
+    for annotation in records:
         number = annotation.get("image_id")
         if _is_id(number):
             grouped[number].append(annotation)  # type: ignore[index]
@@ -153,6 +155,14 @@ def _read_annotations(values: Any, known: set[Id], where: str, report: Callable[
     for group in grouped.values():
         group.sort(key=_order)
     return dict(grouped)
+
+
+def _report_repeated(records: list[Record], report: Callable[[str], None]) -> None:
+    """Name the annotation ids that stand more than once. All of them are read: an id is nothing but a name here."""
+    counts = Counter(record["id"] for record in records if _is_id(record.get("id")))
+    repeated = [(number, count) for number, count in counts.items() if count > 1]
+    for number, count in repeated:
+        report(f"annotation id {number!r} must mean one annotation but stands {count} times; all of them are used")
 
 
 def _order(annotation: Record) -> tuple[int, float, str]:

@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pipelines.sources.base import Source
 from pipelines.sources.uri import as_location
 
-Kind = Literal["folder", "coco", "yolo", "parquet", "webdataset", "huggingface"]
-KINDS: tuple[Kind, ...] = ("folder", "coco", "yolo", "parquet", "webdataset", "huggingface")
+Kind = Literal["folder", "coco", "yolo", "voc", "parquet", "webdataset", "huggingface"]
+KINDS: tuple[Kind, ...] = ("folder", "coco", "yolo", "voc", "parquet", "webdataset", "huggingface")
 
 
 def _path_text(value: Any) -> Any:
@@ -45,6 +45,7 @@ class SourceSpec(BaseModel):
         folder: Images below a folder.
         coco: A COCO instances file and its images.
         yolo: A YOLO ``data.yaml``.
+        voc: A folder with ``Annotations`` and ``JPEGImages``, as Pascal VOC has it.
         parquet: Parquet files: a path, a folder or a glob pattern.
         webdataset: Tar files: a path, folder, glob or brace pattern, or a list of these.
         huggingface: A folder written by ``save_to_disk`` of the datasets package.
@@ -59,6 +60,7 @@ class SourceSpec(BaseModel):
     folder: Location | None = None
     coco: CocoSpec | None = None
     yolo: Location | None = None
+    voc: Location | None = None
     parquet: Location | None = None
     webdataset: Location | Annotated[list[Location], Field(min_length=1)] | None = None
     huggingface: Location | None = None
@@ -113,6 +115,10 @@ def open_source(spec: SourceSpec) -> Source:
         from pipelines.sources.yolo import YoloSource
 
         return YoloSource(as_location(spec.yolo), storage)
+    if spec.voc is not None:
+        from pipelines.sources.voc import VocSource
+
+        return VocSource(as_location(spec.voc), storage)
     if spec.parquet is not None:
         from pipelines.sources.parquet import ParquetSource
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.sources.base import Entry, Source, SourceError, in_order, normal_key, problem_text, valid_text
-from pipelines.sources.labels import LabelError, stored_size
+from pipelines.sources.labels import OVERFLOW, LabelError, stored_size
 from pipelines.sources.storage import THREADS, Missing, Storage, Unavailable
-from pipelines.sources.uri import below, file_uri, is_http, is_remote, parent, resolve
+from pipelines.sources.uri import below, file_uri, is_http, is_remote, join, parent, resolve
 from pipelines.sources.walk import is_image_name, walk
 from pipelines.sources.yolo_labels import parse_labels, to_detection
 
 SPLITS = ("train", "val", "test")
 LOCAL_THREADS = 4
+NOT_LABELS = ("classes.txt", "train.txt", "val.txt", "test.txt")
+"""What other tools put into a folder of labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class YoloSource(Source):
         self.data = data
         self.storage = storage
         self._folders: dict[str, bool] = {}
+        self._walked: set[str] = set()
         self._lock = threading.Lock()
 
     def __str__(self) -> str:
@@ -79,7 +82,7 @@ class YoloSource(Source):
         keypoints = _keypoint_values(document)
         if keypoints:
             self._report(f"{self.data} describes keypoints (kpt_shape); boxes are read, keypoints are not")
-        self._folders = {}
+        self._folders, self._walked = {}, set()
         root = self._root(document)
         images, others = self._images(document, root)
         workers = THREADS if is_remote(root) else LOCAL_THREADS
@@ -108,10 +111,15 @@ class YoloSource(Source):
         """Every image once, in its first split; and the further splits of those that are in several."""
         images: dict[str, _Image] = {}
         others: dict[str, list[str]] = {}
+        named: dict[str, str] = {}
         for split in SPLITS:
             value = document.get(split)
             for reference in value if isinstance(value, list) else [value]:
                 if not reference:
+                    continue
+                first_split = named.setdefault(posixpath.normpath(str(reference)), split)
+                if first_split != split:
+                    self._report(f"{split} in {self.data} is {reference}, which is {first_split} already")
                     continue
                 for image in self._split(str(reference), split, root):
                     first = images.setdefault(image.location, image)
@@ -129,11 +137,14 @@ class YoloSource(Source):
             raise SourceError(f"{split} in {self.data}: {error}") from error
         for place in dict.fromkeys((location, inside)):  # Roboflow writes ../train/images and means train/images
             if self.storage.is_folder(place):
+                expected = set()
                 for found in walk(self.storage, place, self._report):
                     if is_image_name(found.name):
+                        expected.add(label_location(found.location))
                         yield _Image(found.location, split, found.version, found.problem)
                     else:
                         self._ignore(found.name)
+                self._report_orphans(place, expected, root)
                 return
             if self.storage.is_file(place):
                 yield from self._listed(place, split)
@@ -142,6 +153,17 @@ class YoloSource(Source):
         if split != "test":  # many published datasets name a test split that is not handed out
             raise missing
         self._report(str(missing))
+
+    def _report_orphans(self, images: str, expected: set[str], root: str) -> None:
+        """Name the label files that belong to no image of a folder."""
+        folder = parent(label_location(join(images, "x.jpg")))
+        if folder == images or folder in self._walked or not self.storage.is_folder(folder):
+            return
+        self._walked.add(folder)
+        for found in walk(self.storage, folder, self._report):
+            listed = found.name.rpartition("/")[2] in NOT_LABELS
+            if found.name.endswith(".txt") and not listed and found.location not in expected:
+                self._report(f"{below(found.location, root) or found.location} is left out: it has no image")
 
     def _listed(self, listing: str, split: str) -> Iterator[_Image]:
         """The images that a text file lists, relative to the file's own folder."""
@@ -202,7 +224,10 @@ class YoloSource(Source):
             try:
                 if item.number not in names:
                     raise LabelError(f"names class {item.number}, which has no name")
-                labels.append(to_detection(item, names[item.number], size))
+                label, outside = to_detection(item, names[item.number], size)
+                labels.append(label)
+                if outside > OVERFLOW:
+                    problems.append(f"{shown}:{item.line} leaves the image by {outside:g} pixels; it was clipped")
             except LabelError as error:
                 problems.append(f"{shown}:{item.line} {error}")
         return labels

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.sources.labels import LabelError, clip, detection, mask_box, polygon_mask
+from pipelines.sources.labels import LabelError, clip, detection, mask_box, painted_mask
 
 TOLERANCE = 0.01
 """By how much a relative coordinate may leave 0…1 and still be clipped rather than refused."""
@@ -55,23 +55,28 @@ def parse_labels(data: bytes, name: str, classes: int, keypoint_values: int = 0)
     return objects, problems
 
 
-def to_detection(item: YoloObject, name: str, size: tuple[int, int]) -> dict[str, Any]:
-    """The object in pixels of an image of this width and height.
+def to_detection(item: YoloObject, name: str, size: tuple[int, int]) -> tuple[dict[str, Any], float]:
+    """The object in pixels of an image of this width and height, and by how many pixels its box left it.
+
+    A polygon's box is its extent and its mask what Ultralytics paints of it, the border included.
 
     Raises:
-        LabelError: Nothing of it is inside the image.
+        LabelError: Nothing of it is inside the image, or a polygon is a single point.
     """
     width, height = size
     if item.box is not None:
         cx, cy, w, h = item.box
-        box, _ = clip(((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height), size)
-        return detection(box, name)
+        sides = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
+        box, outside = clip(sides, size)
+        return detection(box, name), outside
     assert item.polygon is not None
     xs = [min(max(x, 0.0), 1.0) * width for x in item.polygon[::2]]
     ys = [min(max(y, 0.0), 1.0) * height for y in item.polygon[1::2]]
-    mask = polygon_mask([[value for point in zip(xs, ys, strict=True) for value in point]], size)
     box = (min(xs), min(ys), max(xs), max(ys))
-    return detection(box if box[0] < box[2] and box[1] < box[3] else mask_box(mask, size), name, mask=mask)
+    if box[0] == box[2] and box[1] == box[3]:
+        raise LabelError("has a polygon that is a single point")
+    mask = painted_mask(list(zip(xs, ys, strict=True)), size)
+    return detection(box if box[0] < box[2] and box[1] < box[3] else mask_box(mask, size), name, mask=mask), 0.0
 
 
 def _values(text: str) -> tuple[float, ...]:

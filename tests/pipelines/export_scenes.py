@@ -44,6 +44,7 @@ def detection(
     mask: np.ndarray | None = None,
     score: float | None = 0.75,
     prompt: str | None = None,
+    models: list[str] | None = None,
 ) -> dict[str, Any]:
     """One detection; its box is the mask's unless given."""
     if box is None:
@@ -51,7 +52,7 @@ def detection(
         box = box_of(mask)
     corners = dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))
     encoded = None if mask is None else rle(mask)
-    return {**corners, "class": name, "score": score, "prompt": prompt, "mask": encoded}
+    return {**corners, "class": name, "score": score, "prompt": prompt, "mask": encoded, "models": models}
 
 
 def picture(
@@ -73,6 +74,9 @@ def picture(
         split=split,
         detections=detections,
         format=options["format"],
+        words=options.get("words"),
+        caption=options.get("caption"),
+        image_class=options.get("image_class"),
     )
 
 

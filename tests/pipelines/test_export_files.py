@@ -32,8 +32,9 @@ def local(folder: Path) -> Output:
 
 
 def test_exporters_are_found_by_name() -> None:
-    assert [exporter(name).name for name in EXPORT_NAMES] == ["coco", "yolo"]
-    with pytest.raises(ExportError, match="one of coco, yolo but is 'cocos'; did you mean 'coco'") as error:
+    assert {"coco", "crops", "voc", "yolo"} <= set(EXPORT_NAMES)
+    assert [exporter(name).name for name in EXPORT_NAMES] == list(EXPORT_NAMES)
+    with pytest.raises(ExportError, match=r"one of coco, .* but is 'cocos'; did you mean 'coco'") as error:
         exporter("cocos")
     assert isinstance(error.value, UserError)
 
@@ -41,7 +42,7 @@ def test_exporters_are_found_by_name() -> None:
 @pytest.mark.parametrize("name", EXPORT_NAMES)
 def test_params_refuse_what_they_do_not_know(name: str) -> None:
     params = exporter(name).Params
-    assert params().images == "link"
+    assert getattr(params(), "images", "link") == "link"
     for wrong in ({"image": "link"}, {"images": "move"}):
         with pytest.raises(ValidationError):
             params.model_validate(wrong)
@@ -245,6 +246,7 @@ def test_the_card_holds_counts_and_provenance() -> None:
     tally.read(image(split="train", detections=[box, box]))
     tally.read(image(split="val", detections=[{**box, "x1": 3.0}]))
     card = dataset_card("T", tally, ["Made."], ["Note."], {"run": "r```s", "count": 2}).decode()
+    assert "## Licences" not in card
     assert "|  | train | val |" in card
     assert "| images | 1 | 1 |" in card
     assert "| objects | 2 | 0 |" in card
@@ -253,3 +255,13 @@ def test_the_card_holds_counts_and_provenance() -> None:
     assert "| box is inverted | 1 |" in card
     assert '````json\n{\n  "count": 2,\n  "run": "r```s"\n}\n````' in card
     assert card == dataset_card("T", tally, ["Made."], ["Note."], {"count": 2, "run": "r```s"}).decode()
+
+
+def test_the_card_names_the_licences_of_images_and_models() -> None:
+    models = [{"step": "detect", "parameter": "model", "reference": "dino@9f2c61ab04d7", "licence": "Apache-2.0"}]
+    tally = Tally(["car"], ["train"])
+    card = dataset_card("T", tally, [], [], {"models": models}, counted="crops").decode()
+    assert "Images: not known." in card
+    assert "| detect | dino@9f2c61ab04d7 | Apache-2.0 |" in card
+    assert "| crops | 0 |" in card
+    assert "Images: CC BY 4.0, a\\|b." in dataset_card("T", tally, [], [], {"licences": ["CC BY 4.0", "a|b"]}).decode()

@@ -167,6 +167,38 @@ def test_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
     assert source.classes == ["car", "stop sign", "person"]
 
 
+def test_annotation_ids_that_stand_twice_are_named_and_used(tmp_path: Path) -> None:
+    annotations = [annotation(5, 1), annotation(5, 2), annotation(6, 1), annotation(5, 1, bbox=(1, 1, 4, 4))]
+    for record in (annotation(7, 1), annotation(8, 2)):
+        del record["id"]
+        annotations.append(record)
+    source = source_of({"coco": dataset(tmp_path, [image(1, "a.jpg"), image(2, "b.jpg")], annotations)})
+    entries = {entry.key: entry for entry in source.scan()}
+    assert [len(entries[key].labels or []) for key in ("a.jpg", "b.jpg")] == [4, 2]
+    assert source.problems == ["annotation id 5 must mean one annotation but stands 3 times; all of them are used"]
+
+
+def test_prompts_and_models_are_read_back(tmp_path: Path) -> None:
+    good = {"prompt": "a car", "models": ["dino@9f2c61ab04d7"], "occluded": True}
+    annotations = [
+        annotation(1, 1, attributes=good),
+        annotation(2, 1, attributes={"prompt": 3, "models": "sam"}),
+        annotation(3, 1, attributes=["prompt"]),
+        annotation(4, 1, attributes={"models": [1]}),
+    ]
+    (entry,) = scan({"coco": dataset(tmp_path, [image(1, "a.jpg")], annotations)}).values()
+    read = [(label["prompt"], label["models"]) for label in entry.labels or []]
+    assert read == [("a car", ["dino@9f2c61ab04d7"]), (None, None), (None, None), (None, None)]
+    assert (entry.problem or "").split("; ") == [
+        "annotation 2 has the prompt 3",
+        "it must be text and is left out",
+        "annotation 2 has the models sam",
+        "they must be a list of names and are left out",
+        "annotation 4 has the models [1]",
+        "they must be a list of names and are left out",
+    ]
+
+
 def test_one_image_id_for_two_files_labels_neither(tmp_path: Path) -> None:
     path = dataset(
         tmp_path, [image(1, "a.jpg"), image(1, "b.jpg"), image(2, "c.jpg")], [annotation(5, 1), annotation(6, 2)]

@@ -54,7 +54,7 @@ def test_boxes_polygons_splits_and_negatives(tmp_path: Path) -> None:
     assert first.labels[0]["mask"] is None
     drawn = coco_mask.decode({"size": [20, 40], "counts": first.labels[1]["mask"].encode()})
     expected = np.zeros((20, 40), np.uint8)
-    expected[:10, :20] = 1
+    expected[:11, :21] = 1  # with the border, as `fillPoly` paints it
     np.testing.assert_array_equal(drawn, expected)
     assert entries["images/train/deep/b.jpg"].labels == []
     assert entries["images/val/c.jpg"].labels == []
@@ -130,7 +130,7 @@ def test_a_header_longer_than_what_is_read_first(tmp_path: Path) -> None:
         ("0 20 10 4 4", "relative to the image"),
         ("0 0.5 0.5 0 0.1", "without area"),
         ("0 0.5 0.5 0.25 0.25", "repeats line 1"),
-        ("0 0.1 0.1 0.1 0.1 0.1 0.1", "covers no pixel"),
+        ("0 0.1 0.1 0.1 0.1 0.1 0.1", "is a single point"),
     ],
 )
 def test_a_malformed_line_is_named_and_the_others_stay(tmp_path: Path, line: str, message: str) -> None:
@@ -201,10 +201,42 @@ def test_labels_beside_images_and_no_labels_at_all(tmp_path: Path) -> None:
 
 
 def test_an_image_in_two_splits_is_listed_once(tmp_path: Path) -> None:
-    spec = tree(tmp_path, {"train/a": "0 0.5 0.5 1 1", "train/b": None}, val="images/train")
+    spec = tree(tmp_path, {"train/a": "0 0.5 0.5 1 1", "train/b": None}, val="val.txt")
+    write(tmp_path / "val.txt", b"images/train/a.jpg\nimages/train/b.jpg\n")
     entries = scan(spec)
     assert [entry.split for entry in entries.values()] == ["train", "train"]
     assert all(entry.problem == "this image is in train and also in val" for entry in entries.values())
+
+
+def test_a_split_that_is_another_one_is_said_once(tmp_path: Path) -> None:
+    spec = tree(tmp_path, {"train/a": "", "train/b": ""}, val="./images/train")
+    source = source_of(spec)
+    entries = list(source.scan())
+    assert [(entry.split, entry.problem) for entry in entries] == [("train", None)] * 2
+    assert len(source.problems) == 1
+    assert source.problems[0].endswith("is ./images/train, which is train already")
+
+
+def test_label_files_without_image_are_named(tmp_path: Path) -> None:
+    spec = tree(tmp_path, {"train/a": "0 0.5 0.5 0.1 0.1", "val/deep/b": ""})
+    write(tmp_path / "labels/train/lost.txt", b"0 0.5 0.5 0.1 0.1")
+    write(tmp_path / "labels/val/deep/gone.txt", b"")
+    write(tmp_path / "labels/train/classes.txt", b"car")
+    source = source_of(spec)
+    assert {entry.key: entry.problem for entry in source.scan()} == {
+        "images/train/a.jpg": None,
+        "images/val/deep/b.jpg": None,
+    }
+    assert source.problems == [
+        "labels/train/lost.txt is left out: it has no image",
+        "labels/val/deep/gone.txt is left out: it has no image",
+    ]
+
+
+def test_a_box_that_leaves_the_image_is_clipped_and_named(tmp_path: Path) -> None:
+    entry = scan(tree(tmp_path, {"train/a": "0 0.9375 0.5 0.25 0.5\n1 0.5 0.5 1.01 1.01"}))["images/train/a.jpg"]
+    assert boxes(entry) == [("car", 32.5, 5, 40, 15), ("bus", 0, 0, 40, 20)]
+    assert entry.problem == "labels/train/a.txt:1 leaves the image by 2.5 pixels; it was clipped"
 
 
 def test_roboflow_paths_and_a_path_of_another_machine(tmp_path: Path) -> None:
