@@ -28,6 +28,7 @@ BUILT_IN = {
     "gaze": "operators.gaze:Gaze",
     "ask": "operators.ask:Ask",
     "pipeline": "operators.pipeline:Pipeline",
+    "review": "operators.review:Review",
     "label_errors": "operators.label_errors:LabelErrors",
     "label_conflicts": "operators.label_conflicts:LabelConflicts",
     "cluster": "operators.cluster:Cluster",

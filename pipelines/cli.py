@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipelines.commands import errors, looking, running, supplies
+from pipelines.commands import errors, looking, review, running, supplies
 
 app = typer.Typer(
     name="labelmill",
@@ -36,6 +36,7 @@ models = typer.Typer(
 models.callback()(supplies.models)
 models.command("pull")(supplies.pull)
 app.add_typer(models, name="models")
+app.add_typer(review.review, name="review")
 
 
 def main() -> None:

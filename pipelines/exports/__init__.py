@@ -10,6 +10,13 @@ if TYPE_CHECKING:
 
 _EXPORTERS = {
     "coco": "pipelines.exports.coco:Coco",
+    "crops": "pipelines.exports.crops:Crops",
+    "cvat": "pipelines.exports.cvat:Cvat",
+    "fiftyone": "pipelines.exports.fiftyone:FiftyOne",
+    "huggingface": "pipelines.exports.huggingface:HuggingFace",
+    "label_studio": "pipelines.exports.label_studio:LabelStudio",
+    "voc": "pipelines.exports.voc:Voc",
+    "webdataset": "pipelines.exports.webdataset:WebDataset",
     "yolo": "pipelines.exports.yolo:Yolo",
 }
 """Name in a pipeline → where the exporter is. A new format gets a file and a line here."""
