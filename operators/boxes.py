@@ -84,3 +84,27 @@ def contained(boxes: Boxes, classes: Classes, threshold: float) -> NDArray[np.in
         smaller = area[None] < area[block, None]
         counts[block] = (inside & smaller & (classes[block, None] == classes[None])).sum(axis=1)
     return counts
+
+
+def second_inside(
+    boxes: Boxes, classes: Classes, scores: NDArray[np.floating], threshold: float
+) -> NDArray[np.float64]:
+    """The second best score of the boxes that each box contains, in the sense of `contained`; −inf for fewer than two.
+
+    Args:
+        boxes: See `contained`.
+        classes: See `contained`.
+        scores: Float, shape ``(n,)``, without NaN.
+        threshold: See `contained`.
+    """
+    area = areas(boxes)
+    second = np.full(len(boxes), -np.inf)
+    if len(boxes) < 2:
+        return second
+    for start in range(0, len(boxes), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        inside = intersections(boxes[block], boxes) >= threshold * area[None]
+        inside &= (area[None] < area[block, None]) & (classes[block, None] == classes[None])
+        found = np.where(inside, scores.astype(np.float64)[None], -np.inf)
+        second[block] = np.partition(found, -2, axis=1)[:, -2]
+    return second

@@ -23,6 +23,8 @@ BUILT_IN = {
     "moderate": "operators.moderate:Moderate",
     "detect": "operators.detect:Detect",
     "select": "operators.select:Select",
+    "verify": "operators.verify:Verify",
+    "fuse": "operators.fuse:Fuse",
     "segment": "operators.segment:Segment",
     "read": "operators.read:Read",
     "gaze": "operators.gaze:Gaze",

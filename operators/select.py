@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from operators.base import KEPT, Decision, OperatorError, OperatorParams, TableOperator, TableResult
+from operators.base import KEPT, Decision, OperatorError, OperatorParams, RowError, TableOperator, TableResult
 from operators.boxes import contained, suppress
 from operators.ontology import Ontology
 from operators.schemas import DETECTIONS
@@ -19,6 +19,8 @@ from operators.schemas import DETECTIONS
 DEFAULT = "default"
 _SCORE = 0.3
 _SEVERAL = 2
+AGREEMENT = "agreement"
+"""The column of `verify` that is read."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -26,12 +28,13 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Select(TableOperator):
     """Turn raw detections into labels: thresholds, non-maximum suppression, and why each other detection went.
 
-    In this order: invalid boxes and classes that the ontology lacks go; then scores below the threshold; then, class
-    by class, boxes that overlap a better one (`nms`); then boxes that contain at least two others of their class
-    (`containment`): the one giant box around a group; then, if asked, boxes that overlap a better one of another class
-    (`across`); then what is over `max_per_image`. Detections without a score, such as labels that a person made, pass
-    every threshold and are better than any that has one. Where scores are equal, coordinates and then the order
-    of classes decide, so the order of the input never matters.
+    In this order: invalid boxes and classes that the ontology lacks go; then scores below the threshold, and if asked
+    what other models agree with too little, as `verify` found out; then, class by class, boxes that overlap a better
+    one (`nms`); then boxes that contain at least two others of their class (`containment`): the one giant box around a
+    group; then, if asked, boxes that overlap a better one of another class (`across`); then what is over
+    `max_per_image`. Detections without a score, such as labels that a person made, pass every threshold and are better
+    than any that has one. Where scores are equal, coordinates and then the order of classes decide, so the order of the
+    input never matters.
 
     Columns: `detections`, best first, and `reasons`, one for each detection of the input in its order: null for one
     that stays. An image of which no detection stays is kept, with an empty list.
@@ -46,6 +49,8 @@ class Select(TableOperator):
             detections: The column to select from.
             score: The least score that stays: one number, or numbers by class: ``{car: 0.5, default: 0.3}``.
                 Classes that are not named use `default`, which is 0.3 if it is not given.
+            agreement: The least agreement of a `verify` step above about these detections; null: it does not matter.
+                Detections of which nobody has an opinion stay.
             nms: Of two boxes of one class with a larger IoU the better one stays; null: all stay.
             containment: A box contains another when their intersection over the smaller area is at least this;
                 null: containment does not matter.
@@ -56,6 +61,7 @@ class Select(TableOperator):
 
         detections: str = "detections"
         score: Fraction | dict[str, Fraction] = _SCORE
+        agreement: Fraction | None = None
         nms: Fraction | None = 0.7
         containment: Annotated[float, Field(gt=0, le=1)] | None = 0.9
         across: Fraction | None = None
@@ -85,23 +91,22 @@ class Select(TableOperator):
                 raise OperatorError(message, ("score", name))
 
     def reads(self) -> tuple[str, ...]:
-        return (self.params.detections,)
+        return (self.params.detections, *([] if self.params.agreement is None else [AGREEMENT]))
 
     def expects(self) -> dict[str, pa.DataType]:
-        return {self.params.detections: DETECTIONS}
+        return {self.params.detections: DETECTIONS, AGREEMENT: pa.list_(pa.float32())}
 
     def writes(self) -> pa.Schema:
         return pa.schema([pa.field("detections", DETECTIONS), pa.field("reasons", pa.list_(pa.string()))])
 
     def compute(self, table: pa.Table) -> TableResult:
-        column = table.column(self.params.detections).combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], DETECTIONS)
+        column = _whole(table.column(self.params.detections))
         missing = column.is_null().to_numpy(zero_copy_only=False)
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
         found = column.flatten()
         image = np.repeat(np.arange(len(column)), lengths)
-        picked, reasons = self._select(_Detections(found, self._classes(found)), image)
+        agreement = None if self.params.agreement is None else _parallel(table, lengths, missing)
+        picked, reasons = self._select(_Detections(found, self._classes(found)), image, agreement)
         counts = np.bincount(image[picked], minlength=len(column))
         detections = _lists(found.take(pa.array(picked)), counts, missing)
         columns = pa.table([detections, _lists(pa.array(reasons, pa.string()), lengths, missing)], schema=self.writes())
@@ -113,10 +118,15 @@ class Select(TableOperator):
             return list(self.params.ontology.classes)
         return sorted(name for name in pc.unique(pc.struct_field(found, "class")).to_pylist() if name is not None)
 
-    def _select(self, found: _Detections, image: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str | None]]:
+    def _select(
+        self, found: _Detections, image: NDArray[np.int64], agreement: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.int64], list[str | None]]:
         """Indices of the detections that stay, image by image, best first; and a reason for each that does not."""
         reasons = found.problems()
         self._threshold(found, reasons)
+        if agreement is not None and self.params.agreement is not None:
+            for index in np.flatnonzero(agreement < np.float32(self.params.agreement)).tolist():
+                reasons[index] = reasons[index] or f"agreement is below {self.params.agreement:g}"
         passed = np.array([index for index, reason in enumerate(reasons) if reason is None], dtype=np.int64)
         order = passed[found.order(passed, image)]
         picked = [np.empty(0, dtype=np.int64)]
@@ -206,6 +216,23 @@ class _Detections:
             figures = f"IoU {overlap[position]:.2f}, over {threshold:g}"
             reasons[indices[position]] = f"overlaps a better {better} by {figures}"
         return indices[by < 0]
+
+
+def _parallel(table: pa.Table, lengths: NDArray[np.int64], missing: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """What others agree with, for every detection of all images; NaN where nobody has an opinion."""
+    column = _whole(table.column(AGREEMENT))
+    counts = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)
+    if wrong := np.flatnonzero((counts != lengths) & ~missing).tolist():
+        have = f"{lengths[wrong[0]]} but has {'none' if counts[wrong[0]] < 0 else counts[wrong[0]]}"
+        raise RowError(f"agreement must have one number for each detection, {have}: it is about other detections")
+    values = pc.if_else(pa.array(missing), pa.nulls(len(column), column.type), column).flatten()
+    agreement: NDArray[np.float32] = values.to_numpy(zero_copy_only=False)
+    return agreement
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def _lists(values: pa.Array, lengths: NDArray[np.int64], missing: NDArray[np.bool_]) -> pa.ListArray:

@@ -3,69 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from operators.measures.detections import average_precision, bbox, match
+from operators.measures.detections import bbox, match
 from operators.measures.gaze import angular_error
 from operators.measures.words import Read, word_scores
-from operators.schemas import DETECTIONS, SIDES
+from operators.schemas import SIDES
+from pipelines.calibrate import calibrate, select_step, sweep, threshold_figures
+from pipelines.calibrate_file import fragment, write_fragment
+from pipelines.calibrate_fuse import fusion_figures
 from pipelines.errors import UserError
-from pipelines.export_run import labels_column
-from pipelines.inspect_run import reopen
-from pipelines.layout import column_of
-from pipelines.outcomes import outcomes
-from pipelines.shards import read_shard
-from pipelines.steps import Input
+from pipelines.evaluate_labels import label_figures
+from pipelines.evaluate_verify import verification_figures
+from pipelines.finished_run import FinishedRun
 from pipelines.truth import Truth, read_truth
 
 Figures = dict[str, Any]
 
 
-class _Run:
-    """What a run says about the images it kept, by key."""
+@dataclass(frozen=True)
+class Calibration:
+    """What to calibrate for.
 
-    def __init__(self, folder: str) -> None:
-        self.pipeline, self.layout, self.shards = reopen(folder)
-        self.keys: dict[int, list[str]] = {}
-        self.outcome: dict[str, str] = {}
-        try:
-            for outcome in outcomes(self.layout, self.shards):
-                keys = read_shard(self.layout.store, outcome.shard, ["key"]).column(0).to_pylist()
-                self.keys[outcome.shard] = keys
-                self.outcome.update(zip(keys, outcome.final, strict=True))
-        except FileNotFoundError as error:
-            raise UserError(f"the run {folder} is not finished; run its pipeline again to go on") from error
+    Attributes:
+        out: The YAML file to write.
+        precision: The precision that each class must reach; None: the best F1.
+    """
 
-    def values(self, column: Input) -> dict[str, Any]:
-        """A column's values of the images that were kept and for which there is one."""
-        found: dict[str, Any] = {}
-        for shard, keys in self.keys.items():
-            values = column_of(self.layout, column, shard).to_pylist()
-            pairs = zip(keys, values, strict=True)
-            found.update((key, value) for key, value in pairs if value is not None and self.outcome[key] == "kept")
-        return found
-
-    def last(self, name: str, fields: Iterable[str] = ()) -> Input | None:
-        """The last step's column of that name whose values are lists of structs with these fields, if any is asked."""
-        for step in reversed(self.layout.steps):
-            for column in step.operator.writes():
-                if column.name == name and set(fields) <= _fields(column.type):
-                    return Input(step.position, name, column.type)
-        return None
+    out: Path
+    precision: float | None = None
 
 
-def _fields(kind: pa.DataType) -> set[str]:
-    inner = kind.value_type if pa.types.is_list(kind) else kind
-    return {inner.field(index).name for index in range(inner.num_fields)}
-
-
-def evaluate_run(folder: str, truth_path: Path) -> Figures:
+def evaluate_run(folder: str, truth_path: Path, calibration: Calibration | None = None) -> Figures:
     """How right a finished run is, as plain values.
 
     Labels, masks, words, gaze and captions are judged on the images that the run kept and the truth knows. A part of
@@ -74,11 +48,13 @@ def evaluate_run(folder: str, truth_path: Path) -> Figures:
     Args:
         folder: The run.
         truth_path: See `pipelines.truth.read_truth`.
+        calibration: Also find the score that each class should have, and write it down.
 
     Raises:
-        UserError: The run is not finished, the truth cannot be read, or the two have no image in common.
+        UserError: The run is not finished, the truth cannot be read, or the two have no image in common; or nothing can
+            be calibrated.
     """
-    truth, run = read_truth(truth_path), _Run(folder)
+    truth, run = read_truth(truth_path), FinishedRun(folder)
     if not run.outcome.keys() & (truth.images.keys() | {row["key"] for rows in truth.tables.values() for row in rows}):
         raise UserError(
             f"the run {folder} and the truth {truth_path} must have keys in common, but the run has such as "
@@ -87,7 +63,9 @@ def evaluate_run(folder: str, truth_path: Path) -> Figures:
     parts = {
         "images": _bad_images(truth, run),
         "duplicates": _duplicates(truth, run),
-        "labels": _labels(truth, run),
+        "labels": label_figures(truth, run),
+        "verification": verification_figures(truth, run),
+        **_thresholds(truth, run, truth_path, calibration),
         "words": _words(truth, run),
         "gaze": _gaze(truth, run),
         "captions": _captions(truth, run),
@@ -95,7 +73,26 @@ def evaluate_run(folder: str, truth_path: Path) -> Figures:
     return {"run": folder, "truth": str(truth_path), **{name: part for name, part in parts.items() if part is not None}}
 
 
-def _bad_images(truth: Truth, run: _Run) -> Figures | None:
+def _thresholds(truth: Truth, run: FinishedRun, path: Path, calibration: Calibration | None) -> dict[str, Figures]:
+    """What other scores than those of the select step would give, and which are best."""
+    step = select_step(run)
+    if step is None:
+        if calibration is not None:
+            raise UserError("--calibrate needs a run whose labels come from a `select` step, but they come from none")
+        return {}
+    swept = sweep(truth, run, step)
+    parts = {"thresholds": threshold_figures(truth, swept)}
+    if calibration is not None:
+        found = calibrate(truth, run, swept, calibration.precision)
+        fusion = fusion_figures(truth, run)
+        write_fragment(calibration.out, fragment(found, run.folder, str(path), fusion))
+        parts["calibration"] = {"file": str(calibration.out), **found}
+        if fusion is not None:
+            parts["fusion"] = fusion
+    return parts
+
+
+def _bad_images(truth: Truth, run: FinishedRun) -> Figures | None:
     """What became of images with a known defect, and of those without."""
     if "defects" not in truth.tables:
         return None
@@ -111,7 +108,7 @@ def _bad_images(truth: Truth, run: _Run) -> Figures | None:
     }
 
 
-def _duplicates(truth: Truth, run: _Run) -> Figures | None:
+def _duplicates(truth: Truth, run: FinishedRun) -> Figures | None:
     """Pairs of copies that the run found, among the images that `deduplicate` saw."""
     column = run.last("group")
     if column is None or column.step is None or "duplicates" not in truth.tables:
@@ -146,74 +143,7 @@ def _pairs(groups: dict[str, int]) -> list[tuple[str, str]]:
     return [pair for keys in members.values() for pair in combinations(keys, 2)]
 
 
-def _labels(truth: Truth, run: _Run) -> Figures | None:
-    """The run's labels, as its exports have them, of the classes that the truth knows."""
-    column = labels_column(run.layout.steps, run.pipeline.labels)
-    if column.step is None or not column.type.equals(DETECTIONS):
-        return None
-    numbers = {name: number for number, name in enumerate(truth.classes, 1)}
-    asked = _asked(run)
-    labels = {key: found for key, found in run.values(column).items() if key in truth.images}
-    images = {truth.images[key]: key for key in labels}
-    there = [each for each in truth.objects if each["image_id"] in images and
-             (asked is None or truth.classes[each["category_id"] - 1] in asked)]  # fmt: skip
-    found, unknown = [], Counter[str]()
-    for key, detections in labels.items():
-        for detection in detections:
-            if detection["class"] not in numbers:
-                unknown[detection["class"]] += 1
-                continue
-            each = {"image_id": truth.images[key], "category_id": numbers[detection["class"]],
-                    "bbox": bbox(*(detection[side] for side in SIDES)), "score": detection["score"],
-                    "mask": detection["mask"]}  # fmt: skip
-            found.append(each)
-    pairs = match(there, found)
-    figures: Figures = {
-        "images": len(images),
-        "objects": len(there),
-        "labels": len(found),
-        "precision": len(pairs) / len(found) if found else None,
-        "recall": len(pairs) / len(there) if there else None,
-        **_mean_precision(there, found, images, truth.classes, "bbox"),
-        "classes_not_in_truth": dict(sorted(unknown.items())),
-    }
-    masked = [
-        {**each, "segmentation": {"size": truth.sizes[each["image_id"]], "counts": each["mask"].encode()}}
-        for each in found
-        if each["mask"]
-    ]
-    if masked and all(each["segmentation"] for each in there):
-        overlaps = [_mask_iou(masked[pair.found], there[pair.truth]) for pair in match(there, masked)]
-        figures["masks"] = {
-            "labels": len(masked),
-            "mean_iou": float(np.mean(overlaps)) if overlaps else None,
-            **_mean_precision(there, masked, images, truth.classes, "segm"),
-        }
-    return figures
-
-
-def _asked(run: _Run) -> set[str] | None:
-    ontology = run.pipeline.settings.ontology
-    return set(ontology.classes) if ontology is not None else None
-
-
-def _mean_precision(
-    there: list[dict[str, Any]], found: list[dict[str, Any]], images: Iterable[int], classes: tuple[str, ...], by: Any
-) -> dict[str, float | None]:
-    if not there:
-        return {"ap50": None, "ap": None}
-    scored = [{**each, "score": 1.0 if each["score"] is None else each["score"]} for each in found]
-    figures = average_precision(there, scored, images, classes, by)
-    return {"ap50": float(np.nanmean(figures.ap50)), "ap": float(np.nanmean(figures.ap))}
-
-
-def _mask_iou(one: dict[str, Any], other: dict[str, Any]) -> float:
-    from pycocotools import mask
-
-    return float(mask.iou([one["segmentation"]], [other["segmentation"]], [0])[0, 0])
-
-
-def _words(truth: Truth, run: _Run) -> Figures | None:
+def _words(truth: Truth, run: FinishedRun) -> Figures | None:
     column = run.last("words", ("text", *SIDES))
     if column is None or "words" not in truth.tables:
         return None
@@ -232,7 +162,7 @@ def _words(truth: Truth, run: _Run) -> Figures | None:
     }
 
 
-def _gaze(truth: Truth, run: _Run) -> Figures | None:
+def _gaze(truth: Truth, run: FinishedRun) -> Figures | None:
     column = run.last("gaze", ("yaw", "pitch", *SIDES))
     if column is None or "gaze" not in truth.tables:
         return None
@@ -249,7 +179,7 @@ def _gaze(truth: Truth, run: _Run) -> Figures | None:
     return {"faces": len(there), "found": len(faces), "matched": len(pairs), "mean_angular_error": mean}
 
 
-def _captions(truth: Truth, run: _Run) -> Figures | None:
+def _captions(truth: Truth, run: FinishedRun) -> Figures | None:
     column = run.last("answer")
     if column is None or "captions" not in truth.tables:
         return None

@@ -42,14 +42,65 @@ def _labels(part: Figures) -> list[tuple[str, str]]:
     counts = f"{part['labels']} for {part['objects']} objects in {part['images']} images"
     rows = [
         ("labels", f"{counts}: {_share(part, 'precision')}, {_share(part, 'recall')} at IoU 0.5"),
-        ("", f"AP50 {_number(part['ap50'])}, AP {_number(part['ap'])} of these labels"),
+        ("", f"{_averages(part)} of these labels, average recall {_number(part['average_recall'])}"),
+        *((name, _class(each)) for name, each in part["classes"].items()),
     ]
     if unknown := part["classes_not_in_truth"]:
         told = ", ".join(f"{name} {number}" for name, number in unknown.items())
         rows.append(("", f"not judged, since the truth has no such class: {told}"))
     if masks := part.get("masks"):
-        told = f"mean IoU {_number(masks['mean_iou'])}, AP50 {_number(masks['ap50'])}, AP {_number(masks['ap'])}"
+        told = f"mean IoU {_number(masks['mean_iou'])}, {_averages(masks)}"
         rows.append(("masks", f"{masks['labels']}: {told}"))
+    return rows
+
+
+def _averages(part: Figures) -> str:
+    return ", ".join(f"{told} {_number(part[name])}" for name, told in
+                     (("ap50", "AP50"), ("ap75", "AP75"), ("ap", "AP")))  # fmt: skip
+
+
+def _class(each: Figures) -> str:
+    counts = f"{each['labels']} for {each['objects']}: {_share(each, 'precision')}, {_share(each, 'recall')}"
+    return f"{counts}, AP50 {_number(each['ap50'])}, AP {_number(each['ap'])}"
+
+
+def _verification(part: Figures) -> list[tuple[str, str]]:
+    before, after = part["before"], part["after"]
+    let_go = f"{before['labels'] - after['labels']} of {before['labels']} labels below an agreement of"
+    changes = f"precision gained {_number(part['precision_gained'])}, recall lost {_number(part['recall_lost'])}"
+    told = f"{_share(after, 'precision')}, {_share(after, 'recall')}"
+    return [(part["step"], f"{let_go} {part['agreement']:g}: {changes}; left: {told}")]
+
+
+def _thresholds(part: Figures) -> list[tuple[str, str]]:
+    return [
+        ("detections", f"AP50 {_number(part['ap50'])}, AP {_number(part['ap'])} without the scores of {part['step']}")
+    ]
+
+
+def _calibration(part: Figures) -> list[tuple[str, str]]:
+    aim = "for F1" if part["precision"] is None else f"for a precision of {part['precision']:g}"
+    rows = [("scores", f"{aim}, written to {part['file']}, for step {part['step']}")]
+    for name in ("before", "after"):
+        shares = ", ".join(_share(part[name], share) for share in ("f1", "precision", "recall"))
+        rows.append((name, f"{shares}; {part[name]['labels']} labels"))
+    for name, each in part["classes"].items():
+        if each["reason"]:
+            rows.append((name, f"keeps {each['was']:g}: {each['reason']}"))
+        else:
+            f1 = f"f1 {_number(each['before']['f1'])} → {_number(each['after']['f1'])}"
+            rows.append((name, f"{each['score']:g}, was {each['was']:g}: {f1}, {_share(each['after'], 'precision')}, "
+                         f"{_share(each['after'], 'recall')}; {each['after']['labels']} labels"))  # fmt: skip
+    return rows
+
+
+def _fusion(part: Figures) -> list[tuple[str, str]]:
+    rows = []
+    for name, each in part["scores"].items():
+        platt = (
+            "too little to go by" if each["slope"] is None else f"slope {each['slope']}, intercept {each['intercept']}"
+        )
+        rows.append((name, f"{platt}: {each['right']} of {each['labels']} detections are right"))
     return rows
 
 
@@ -72,6 +123,10 @@ _PARTS = {
     "images": _bad_images,
     "duplicates": _duplicates,
     "labels": _labels,
+    "verification": _verification,
+    "thresholds": _thresholds,
+    "calibration": _calibration,
+    "fusion": _fusion,
     "words": _words,
     "gaze": _gaze,
     "captions": _captions,

@@ -21,15 +21,25 @@ Box = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class AveragePrecision:
-    """By class, in the order of the categories; NaN for a class of which there is no object.
+    """By class, in the order of the categories; NaN for a class of which there is no object (of that size).
 
     Attributes:
         ap50: At an IoU of 0.5.
         ap: The mean over IoUs of 0.50, 0.55 … 0.95.
+        ap75: At an IoU of 0.75.
+        small: As `ap`, of objects below 32² pixels.
+        medium: As `ap`, of objects from there to 96².
+        large: As `ap`, of larger objects.
+        recall: The largest recall, as the mean over the same IoUs: COCO's AR.
     """
 
     ap50: np.ndarray
     ap: np.ndarray
+    ap75: np.ndarray
+    small: np.ndarray
+    medium: np.ndarray
+    large: np.ndarray
+    recall: np.ndarray
 
 
 def average_precision(
@@ -42,7 +52,7 @@ def average_precision(
     """COCO's average precision (Lin et al. 2014), by pycocotools, at most 100 detections an image.
 
     Args:
-        truth: What is there.
+        truth: What is there. Its size is its ``area``, else that of its ``segmentation``, else of its box.
         found: What was found.
         images: Ids of all images that were looked at.
         classes: Names of the categories 1, 2, ….
@@ -51,14 +61,12 @@ def average_precision(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    annotations = [
-        {**each, "id": number, "area": each.get("area", each["bbox"][2] * each["bbox"][3]), "iscrowd": 0}
-        for number, each in enumerate(truth, 1)
-    ]
+    annotations = [{**each, "id": number, "area": _area(each), "iscrowd": 0} for number, each in enumerate(truth, 1)]
     if not found:
-        there = {each["category_id"] for each in truth}
-        nothing = np.array([0.0 if number in there else np.nan for number in range(1, len(classes) + 1)])
-        return AveragePrecision(nothing, nothing.copy())
+        known = np.arange(1, len(classes) + 1)
+        there = [[each["category_id"] for each in annotations if low <= each["area"] <= high] for low, high in _SIZES]
+        every, small, medium, large = (np.where(np.isin(known, some), 0.0, np.nan) for some in there)
+        return AveragePrecision(every, every, every, small, medium, large, every)
     shapes = {each["image_id"]: each.get("segmentation") for each in (*truth, *found) if each.get("segmentation")}
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
@@ -70,12 +78,28 @@ def average_precision(
         }
         coco.createIndex()
         scores = COCOeval(coco, coco.loadRes([dict(each) for each in found]), by)
-        scores.params.areaRng, scores.params.areaRngLbl = scores.params.areaRng[:1], scores.params.areaRngLbl[:1]
         scores.evaluate()
         scores.accumulate()
-    precision = scores.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; -1 where there is no object
+    precision = scores.eval["precision"][..., -1]  # IoU, recall, class, size; -1 where there is no object
     precision = np.where(precision < 0, np.nan, precision)
-    return AveragePrecision(precision[0].mean(axis=0), precision.mean(axis=(0, 1)))
+    recall = scores.eval["recall"][:, :, 0, -1]
+    ap50, ap75 = (precision[place, :, :, 0].mean(axis=0) for place in (0, 5))
+    ap, small, medium, large = np.moveaxis(precision.mean(axis=(0, 1)), 1, 0)
+    return AveragePrecision(ap50, ap, ap75, small, medium, large, np.where(recall < 0, np.nan, recall).mean(axis=0))
+
+
+_SIZES = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))
+"""Areas in square pixels, as pycocotools has them: all, small, medium, large."""
+
+
+def _area(each: Box) -> float:
+    if each.get("area") is not None:
+        return float(each["area"])
+    if each.get("segmentation"):
+        from pycocotools import mask
+
+        return float(mask.area(each["segmentation"]))
+    return float(each["bbox"][2] * each["bbox"][3])
 
 
 def _size(shape: Any) -> dict[str, int]:

@@ -48,16 +48,29 @@ def evaluate(
         typer.Option(metavar="PATH", help="A COCO file, or a folder such as OUT/truth that `labelmill world` writes."),
     ],
     run: RunArgument = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.yaml", help="Write the score of each class that is best for F1, as `select` takes it."
+        ),
+    ] = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="With --calibrate: the lowest score with this precision instead."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say how right a finished run is, against truth.
 
     Compares labels, masks, words, gaze, captions, duplicates and bad images with what the truth has of them.
     """
-    from pipelines.evaluate import evaluate_run
+    from pipelines.errors import UserError
+    from pipelines.evaluate import Calibration, evaluate_run
     from pipelines.print_evaluation import print_evaluation
 
-    found = evaluate_run(run_folder(run), truth)
+    if precision is not None and calibrate is None:
+        raise UserError("--precision says what --calibrate should look for: give both")
+    found = evaluate_run(run_folder(run), truth, None if calibrate is None else Calibration(calibrate, precision))
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:

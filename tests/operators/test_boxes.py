@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.boxes import areas, contained, intersections, iou, suppress
+from operators.boxes import areas, contained, intersections, iou, second_inside, suppress
 
 
 def random_boxes(count: int, seed: int, size: float = 100) -> np.ndarray:
@@ -93,3 +93,17 @@ def test_boxes_of_one_size_do_not_contain_each_other() -> None:
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [1, 1, 3, 3], [8, 8, 12, 12]], np.float32)
     assert contained(boxes, np.zeros(4, int), 0.9).tolist() == [1, 1, 0, 0]
     assert contained(boxes, np.array([0, 0, 1, 0]), 0.25).tolist() == [1, 1, 0, 0]
+
+
+@given(st.integers(0, 600), st.integers(0, 1000), st.sampled_from([0.3, 0.9]))
+@settings(max_examples=15, deadline=None)
+def test_the_second_inside_is_where_a_box_stops_to_contain_several(count: int, seed: int, threshold: float) -> None:
+    rng = np.random.default_rng(seed)
+    boxes, classes, scores = random_boxes(count, seed), rng.integers(0, 2, count), rng.integers(1, 9, count) / 10
+    found = second_inside(boxes, classes, scores, threshold)
+    assert found.shape == (count,)
+    several = contained(boxes, classes, threshold) >= 2
+    np.testing.assert_array_equal(np.isfinite(found), several)
+    for score in (0.2, 0.5, 0.8):
+        left = np.flatnonzero(scores >= score)
+        np.testing.assert_array_equal(contained(boxes[left], classes[left], threshold) >= 2, found[left] >= score)

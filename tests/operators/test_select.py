@@ -261,3 +261,39 @@ def test_a_shard_of_raw_detections_is_quick() -> None:
     result = operator.compute(whole)
     assert time.perf_counter() - started < 3
     assert list(result.decisions or []) == [KEPT] * 64
+
+
+# ---------------------------------------------------------------- what others think
+
+
+def agreeing(images: list[list[Any] | None], agreement: list[Any], **params: Any) -> list[dict[str, Any]]:
+    given = table(*images).append_column("agreement", pa.array(agreement, pa.list_(pa.float32())))
+    operator = Select(Select.Params(agreement=0.5, **params))
+    assert operator.reads() == ("detections", "agreement")
+    operator.check({"detections": DETECTIONS, "agreement": pa.list_(pa.float32())})
+    worker = Worker(operator)
+    found, _ = apply(Job(worker, given, np.ones(len(images), dtype=bool)))
+    return found.to_pylist()
+
+
+def test_what_others_agree_with_too_little_goes_before_it_can_suppress() -> None:
+    doubted, trusted, unknown = box(0, 0, 10, 10, score=0.9), box(0, 0, 10, 9, score=0.6), box(40, 0, 50, 10, score=0.5)
+    rows = agreeing([[doubted, trusted, unknown], None, [trusted]], [[0.49, 0.5, None], None, [1.0]])
+    assert [each["score"] for each in rows[0]["detections"]] == pytest.approx([0.6, 0.5])
+    assert rows[0]["reasons"] == ["agreement is below 0.5", None, None]
+    assert rows[1]["decision"] == "failed"
+    assert rows[2]["reasons"] == [None]
+    low = agreeing([[box(0, 0, 9, 9, score=0.1)]], [[0.1]])[0]["reasons"]
+    assert low == ["score is below 0.3"], "the first reason is told"
+
+
+def test_agreement_about_other_detections_fails_the_image() -> None:
+    rows = agreeing([[box(0, 0, 9, 9)], [box(0, 0, 9, 9)], [], [box(0, 0, 9, 9)]], [[0.9], [0.9, 0.9], None, []])
+    assert [row["decision"] for row in rows] == ["kept", "failed", "failed", "failed"]
+    assert "one number for each detection, 1 but has 2" in rows[1]["decision.reason"]
+    assert "0 but has none" in rows[2]["decision.reason"]
+
+
+def test_agreement_must_be_a_list_of_numbers() -> None:
+    with pytest.raises(OperatorError, match="column 'agreement' must be list"):
+        Select(Select.Params(agreement=0.5)).check({"detections": DETECTIONS, "agreement": pa.float32()})

@@ -43,8 +43,8 @@ def drawn(seed: int, images: int = 6, classes: int = 3) -> tuple[list[dict[str, 
 
 def plainly(
     folder: Path, truth: list[dict[str, Any]], found: list[dict[str, Any]], images: int, category: int | None = None
-) -> tuple[float, float]:
-    """AP50 and AP that pycocotools prints for files on disk, of one class or of all."""
+) -> tuple[float, ...]:
+    """What pycocotools prints for files on disk, of one class or of all: AP50, AP, AP75, AP by size, AR."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -64,7 +64,7 @@ def plainly(
         scores.evaluate()
         scores.accumulate()
         scores.summarize()
-    return scores.stats[1], scores.stats[0]
+    return tuple(float(scores.stats[place]) for place in (1, 0, 2, 3, 4, 5, 8))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -73,13 +73,15 @@ def test_average_precision_is_what_pycocotools_prints(seed: int, tmp_path: Path)
     ours = average_precision(truth, found, range(1, 7), CLASSES)
     assert ours.ap50.shape == ours.ap.shape == (4,)
     assert np.isnan(ours.ap50[3]) and np.isnan(ours.ap[3])  # there is no sign
-    ap50, ap = plainly(tmp_path, truth, found, 6)
-    assert 0 < ap < ap50 < 0.99
-    assert np.nanmean(ours.ap50) == pytest.approx(ap50, abs=1e-12)
-    assert np.nanmean(ours.ap) == pytest.approx(ap, abs=1e-12)
+    figures = (ours.ap50, ours.ap, ours.ap75, ours.small, ours.medium, ours.large, ours.recall)
+    printed = plainly(tmp_path, truth, found, 6)
+    assert 0 < printed[1] < printed[0] < 0.99
+    for each, expected in zip(figures, printed, strict=True):
+        assert (np.nanmean(each) if np.isfinite(each).any() else -1) == pytest.approx(expected, abs=1e-12)
     for category in (1, 2, 3):
         expected = plainly(tmp_path, truth, found, 6, category)
-        assert (ours.ap50[category - 1], ours.ap[category - 1]) == pytest.approx(expected, abs=1e-12)
+        of_class = np.nan_to_num([each[category - 1] for each in figures], nan=-1)
+        assert tuple(of_class) == pytest.approx(expected, abs=1e-12)
 
 
 def label(box: list[float], score: float | None = None, image: int = 1, category: int = 1) -> dict[str, Any]:
@@ -105,8 +107,9 @@ def test_average_precision_by_hand() -> None:
 def test_a_class_that_is_not_there_has_no_average_precision() -> None:
     truth, found = [label([0, 0, 10, 10])], [label([0, 0, 10, 10], 0.5, category=2)]
     for scores in (average_precision(truth, found, [1], CLASSES), average_precision(truth, [], [1], CLASSES)):
-        for each in (scores.ap50, scores.ap):
+        for each in (scores.ap50, scores.ap, scores.ap75, scores.small, scores.recall):
             np.testing.assert_array_equal(each, [0, np.nan, np.nan, np.nan])
+        assert np.isnan(scores.medium).all() and np.isnan(scores.large).all()
     scores = average_precision([], found, [1], CLASSES)
     assert np.isnan(scores.ap50).all() and np.isnan(scores.ap).all()
     assert np.isnan(average_precision([], [], [], CLASSES).ap).all()
