@@ -17,9 +17,11 @@ help:  ## Show the targets
 
 demo: .venv/installed  ## Draw 200 images, run a whole pipeline on them, say where the results are and how right they are
 	@test -d data/demo || $(BIN)/labelmill world data/demo --images 200 --seed 7
-	$(BIN)/labelmill run conf/pipelines/demo.yaml
+	$(BIN)/labelmill run conf/pipelines/demo.yaml --no-report
 	@echo
 	@$(BIN)/labelmill evaluate $(RUN) --truth data/demo/truth
+	@echo
+	@echo "report: $$($(BIN)/labelmill report $(RUN) --truth data/demo/truth)"
 
 test: .venv/installed  ## Run the tests
 	$(BIN)/python -m pytest

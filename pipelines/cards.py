@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,13 +42,17 @@ def find_card(name: str) -> ModelCard:
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
-            raise UserError(f"there is no model card {name!r}")
+            raise UserError(
+                f"there is no model card {name!r}{nearest(path.name, (p.name for p in path.parent.glob('*.yaml')))}; "
+                "`labelmill models` lists those that there are"
+            )
     else:
         cards = card_files()
         if name not in cards:
-            hint = nearest(name, cards)
+            alike = difflib.get_close_matches(name, cards, n=4, cutoff=0.4) or sorted(cards)[:4]
             raise UserError(
-                f"model must be one of {', '.join(cards) or 'none'} or a path to a card but is {name!r}{hint}"
+                f"model must be one of {', '.join(alike)}, … (`labelmill models` lists all {len(cards)}) or a path "
+                f"to a card but is {name!r}{nearest(name, cards)}"
             )
         path = cards[name]
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,24 @@ def _summary(cls: type[Operator]) -> str:
 def list_operators() -> list[dict[str, str]]:
     """Name, kind and one sentence of every operator that a pipeline can name."""
     return [{"name": name, "kind": _kind(find(name)), "summary": _summary(find(name))} for name in names()]
+
+
+def print_prose(text: str, console: Console) -> None:
+    """Print a docstring as wide as the terminal: paragraphs flow, lists stay, reStructuredText's tables are drawn."""
+    for block in text.split("\n\n"):
+        lines = block.splitlines()
+        if lines and re.fullmatch(r"=+( +=+)+", lines[0]):
+            starts = [match.start() for match in re.finditer("=+", lines[0])]
+            table = Table(box=None, pad_edge=False, show_header=False)
+            for line in (line for line in lines if not line.startswith("==")):
+                ends = [*starts[1:], None]
+                table.add_row(*(escape(line[start:end].strip()) for start, end in zip(starts, ends, strict=True)))
+            console.print(table)
+        elif any(line.startswith((" ", "- ")) for line in lines):
+            console.print(escape(block))
+        else:
+            console.print(escape(" ".join(lines)))
+        console.print()
 
 
 def print_operators(listed: list[dict[str, str]], console: Console) -> None:
@@ -98,9 +118,9 @@ def print_operator(described: dict[str, Any], console: Console) -> None:
     """Print `describe_operator`."""
     decides = ", decides" if described["decides"] else ""
     console.print(f"{described['name']}  ({described['kind']} operator{decides})\n")
-    console.print(escape(described["about"]), soft_wrap=True)
+    print_prose(described["about"], console)
     if described["parameters"]:
-        console.print("\nparameters")
+        console.print("parameters")
         table = Table(box=None, show_header=False, pad_edge=False)
         for _ in range(3):
             table.add_column(overflow="fold")
@@ -147,28 +167,28 @@ def list_models() -> list[dict[str, Any]]:
 def print_models(listed: list[dict[str, Any]], console: Console) -> None:
     """Print `list_models`."""
     table = Table(box=None, pad_edge=False)
-    for header in ("card", "task", "engine", "GB", "licence", "here"):
+    for header in ("card", "task", "GB", "licence", "here"):
         justify: Any = "right" if header == "GB" else "left"
         table.add_column(header, justify=justify, overflow="fold", no_wrap=header == "card")
     for row in listed:
         if "problem" in row:
-            table.add_row(row["name"], "[red]wrong[/]", escape(row["problem"]))
             continue
-        table.add_row(
-            row["name"],
-            row["task"],
-            row["engine"],
-            f"{row['memory_gb']:g}",
-            row["licence"],
-            "yes" if row["here"] else "no",
-        )
+        licence = row["licence"].removeprefix("LicenseRef-")
+        here = "yes" if row["here"] else "no"
+        table.add_row(row["name"], row["task"], f"{row['memory_gb']:g}", licence, here)
     console.print(table)
+    for row in listed:
+        if "problem" in row:
+            console.print(f"[red]wrong[/] {escape(row['problem'])}", soft_wrap=True)
     if any(not row.get("here", True) for row in listed):
         console.print("\nlabelmill models pull CARD… brings weights here; a run never downloads.")
 
 
-def pull_models(names: list[str], console: Console) -> None:
+def pull_models(names: list[str], console: Console) -> list[dict[str, Any]]:
     """Download and verify the weights of cards, one after the other.
+
+    Returns:
+        For each card its name, the files of its weights and their size in bytes.
 
     Raises:
         UserError: A card is not there, or its weights cannot be fetched or are not what it names.
@@ -180,6 +200,7 @@ def pull_models(names: list[str], console: Console) -> None:
     from pipelines.cards import find_card
 
     cards = [find_card(name) for name in names]
+    pulled: list[dict[str, Any]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     for card in cards:
         console.print(f"{card.name}: licence {card.licence}, {card.memory_gb:g} GB in memory")
@@ -204,10 +225,16 @@ def pull_models(names: list[str], console: Console) -> None:
         else:
             told = f"here and verified, {sum(path.stat().st_size for path in paths) / 1e6:,.0f} MB"
         console.print(f"  {told}", markup=False)
+        size = sum(path.stat().st_size for path in paths)
+        pulled.append({"card": card.name, "files": [str(path) for path in paths], "bytes": size})
+    return pulled
 
 
-def draw_world(out: Path, images: int, seed: int, console: Console) -> None:
+def draw_world(out: Path, images: int, seed: int, console: Console) -> dict[str, Any]:
     """Draw images with exact truth beside them.
+
+    Returns:
+        Where they are and how many things they show.
 
     Raises:
         UserError: The directory holds something already.
@@ -228,3 +255,4 @@ def draw_world(out: Path, images: int, seed: int, console: Console) -> None:
         counts = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items() if number)
         console.print(f"{sum(kinds.values()):,} {name}{f': {counts}' if counts else ''}")
     console.print(f"source  {escape(str(out / 'images'))}\ntruth   {escape(str(out / 'truth'))}", soft_wrap=True)
+    return {"source": str(out / "images"), "truth": str(out / "truth"), **asdict(summary)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from pipelines.commands import errors, looking, review, running, supplies
+from pipelines.commands import errors, looking, new, report, review, running, supplies
 
 app = typer.Typer(
     name="labelmill",
@@ -15,12 +15,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
+    new.new,
     running.run,
     running.check,
     running.plan,
     looking.status,
     looking.explain,
     looking.evaluate,
+    report.report,
     looking.search,
     errors.errors,
     supplies.ops,
@@ -29,7 +31,7 @@ for command in (
     app.command()(command)
 
 models = typer.Typer(
-    help="Model cards: which there are, and whether their weights are here.",
+    help="Model cards: which there are, whether their weights are here.",
     no_args_is_help=False,
     invoke_without_command=True,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from pipelines.config import Pipeline, build_pipeline
 from pipelines.errors import UserError, nearest
 from pipelines.layout import Layout
 from pipelines.placement import place, segments
-from pipelines.run import PIPELINE_FILE, SUMMARY_FILE, Options, open_output, resources_here
+from pipelines.run import PIPELINE_FILE, SUMMARY_FILE, Options, open_output, resources_here, state_of
 from pipelines.shards import known_shards, read_shard, take_in
 from pipelines.sources import open_source
 from pipelines.store import Store
@@ -79,7 +80,7 @@ def plan_of(pipeline: Pipeline, workers: int | None) -> dict[str, Any]:
 
 def print_plan(planned: dict[str, Any], console: Console) -> None:
     """Print `plan_of`."""
-    new = f", {planned['new_images']:,} new" if planned["new_images"] != planned["images"] else ""
+    new = f", {planned['new_images']:,} new" if 0 < planned["new_images"] < planned["images"] else ""
     size = f"{planned['images']:,} images{new} in {planned['shards']:,} shards"
     console.print(f"{planned['pipeline']}: {size} → {escape(planned['output'])}")
     table = Table(box=None, pad_edge=False)
@@ -131,6 +132,7 @@ def status_of(folder: str) -> dict[str, Any]:
         "pipeline": pipeline.settings.name,
         "images": sum(shards.values()),
         "complete": complete and summary is not None,
+        "summary_is_current": summary is not None and summary.get("state") == state_of(layout, shards),
         "steps": steps,
         "summary": summary,
     }
@@ -138,9 +140,10 @@ def status_of(folder: str) -> dict[str, Any]:
 
 def print_status(found: dict[str, Any], console: Console) -> None:
     """Print `status_of`."""
-    state = "complete" if found["complete"] else "not finished; run the pipeline again to go on"
-    console.print(f"{escape(found['run'])}: {found['pipeline']}, {found['images']:,} images, {state}")
-    sums = {row["step"]: row for row in (found["summary"] or {}).get("steps", [])}
+    state = "complete" if found["complete"] and found["summary_is_current"] else "not finished"
+    console.print(f"{escape(found['run'])}: {found['pipeline']}, {found['images']:,} images, {state}", soft_wrap=True)
+    current = found["summary"] if found["summary_is_current"] else None
+    sums = {row["step"]: row for row in (current or {}).get("steps", [])}
     table = Table(box=None, pad_edge=False)
     table.add_column("step")
     for header in ("shards", "seen", "kept", "dropped", "duplicate", "failed"):
@@ -152,10 +155,16 @@ def print_status(found: dict[str, Any], console: Console) -> None:
         ]
         table.add_row(step["step"], f"{step['done']:,}/{step['shards']:,}", *counts)
     console.print(table)
-    if found["summary"]:
-        console.print(outcome_line(found["summary"]["images"], found["summary"]["outcome"]))
-        for export in found["summary"].get("exports", []):
+    if current:
+        console.print(outcome_line(current["images"], current["outcome"]))
+        for export in current.get("exports", []):
             console.print(f"{export['export']}: {escape(export['path'])}", soft_wrap=True)
+    run = shlex.quote(found["run"])
+    if state == "complete":
+        console.print(f"\nOne image's story: labelmill explain KEY --run {escape(run)}", soft_wrap=True)
+    else:
+        file = "the pipeline again" if "://" in found["run"] else f"labelmill run {run}/{PIPELINE_FILE}"
+        console.print(f"\nGo on with: {escape(file)}", soft_wrap=True)
 
 
 def explain_image(folder: str, key: str) -> dict[str, Any]:
@@ -193,7 +202,8 @@ def _find(layout: Layout, shards: dict[int, int], key: str) -> tuple[int, int]:
             return shard, row
         if len(keys) < 100_000:
             keys += table.column("key").to_pylist()
-    raise UserError(f"the run has no image {key!r}{nearest(key, keys)}")
+    hint = nearest(key, keys) or (f"; its keys are like {keys[0]!r}, its image_ids like 1" if keys else "")
+    raise UserError(f"the run has no image {key!r}{hint}")
 
 
 def print_explanation(story: dict[str, Any], console: Console) -> None:
@@ -210,20 +220,23 @@ def print_explanation(story: dict[str, Any], console: Console) -> None:
         console.print(f"{step['step']:<14}{step['decision']}{escape(reason)}", soft_wrap=True)
         for name, value in step["columns"].items():
             if value is not None:
-                console.print(f"  {name:<18}{escape(_short(value))}", soft_wrap=True)
+                console.print(f"  {name:<18}{escape(_short(value, max(40, console.width - 20)))}", soft_wrap=True)
 
 
 def _short(value: Any, room: int = 160) -> str:
-    """A value on one line."""
+    """A value on one line of so many characters; detections are listed whole."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
         if value and isinstance(value[0], dict):
             shown = "; ".join(_detection(item) for item in value[:5])
             return f"{len(value)}: {shown}" + ("; …" if len(value) > 5 else "")
-        if len(value) > 8:
-            return f"[{', '.join(_short(item) for item in value[:4])}, … {len(value)} values]"
-        return f"[{', '.join(_short(item) for item in value)}]"
+        items = [_short(item) for item in value[:8]]
+        rest = f", … {len(value)} values" if len(value) > 8 else ""
+        while len(items) > 1 and len(", ".join(items)) + len(rest) + 2 > room:
+            items.pop()
+            rest = f", … {len(value)} values"
+        return f"[{', '.join(items)}{rest}]"
     text = str(value)
     return text if len(text) <= room else text[: room - 1] + "…"
 

@@ -153,7 +153,7 @@ def summarise(layout: Layout, shards: dict[int, int]) -> dict[str, Any]:
                 )
                 for kind, reason in zip(part.column(0).to_pylist(), part.column(1).to_pylist(), strict=True):
                     if kind in ("dropped", "failed"):
-                        reasons[(step.name, kind, _kind_of(reason or ""))] += 1
+                        reasons[(step.name, kind, reason_kind(reason or ""))] += 1
             bad = [row for row, final in enumerate(outcome.final) if final == "failed"]
             where = pa.array(bad, pa.int64())
             quarantined.add(
@@ -185,7 +185,7 @@ def _check_sums(images: int, total: Counter[str], steps: list[dict[str, Any]]) -
             raise SumsError(f"step {sums['step']!r} saw {sums['seen']} images but decided about {parts}")
 
 
-def _kind_of(reason: str) -> str:
+def reason_kind(reason: str) -> str:
     """A reason without what differs from image to image, so that like ones are counted together."""
     import re
 

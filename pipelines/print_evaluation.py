@@ -17,7 +17,7 @@ def print_evaluation(found: Figures, console: Console) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, describe in _PARTS.items():
+    for name, describe in PARTS.items():
         if name in found:
             for row in describe(found[name]):
                 table.add_row(*(escape(cell) for cell in row))
@@ -119,7 +119,7 @@ def _captions(part: Figures) -> list[tuple[str, str]]:
     return [("captions", f"{part['right']} of {part['images']} say exactly what is there")]
 
 
-_PARTS = {
+PARTS = {
     "images": _bad_images,
     "duplicates": _duplicates,
     "labels": _labels,

@@ -49,12 +49,14 @@ class Options:
         workers: Upper bound of the workers of a pool.
         address: Of a Ray cluster; None for a local one.
         verbose: Let Ray's own messages through.
+        report: Write ``report.html`` at the end, unless the one that is there shows the same results.
     """
 
     inline: bool = False
     workers: int | None = None
     address: str | None = None
     verbose: bool = False
+    report: bool = False
 
 
 def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, Any]:
@@ -103,6 +105,10 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
     classes = export_classes(pipeline, layout, intake.shards, source)
     summary["exports"] = export_all(pipeline, layout, intake.shards, classes, fetch)
     write_json(layout, SUMMARY_FILE, summary)
+    if options.report:
+        from pipelines.report.write import write_report
+
+        summary["report"] = write_report(pipeline.settings.output, again=False)
     return summary
 
 

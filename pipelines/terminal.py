@@ -166,8 +166,10 @@ class TerminalReporter:
             text = f"  {reason['images']:,} {reason['decision']} by {reason['step']}: {reason['reason']}"
             self.console.print(escape(text), overflow="ellipsis", no_wrap=True)
         rows = [("run", address)]
+        if "report" in summary:
+            rows.append(("report", summary["report"]))
         if summary["outcome"]["failed"]:
-            rows.append(("failed", f"{address}/quarantine.parquet"))
+            rows += [("failed", f"{address}/quarantine.parquet"), ("why", "labelmill explain KEY")]
         for export in summary["exports"]:
             rows.append((export["export"], export["path"]))
         for name, path in rows:

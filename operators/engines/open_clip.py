@@ -162,8 +162,8 @@ class ImageEncoder:
     def prepare(self, pixels: np.ndarray) -> torch.Tensor:
         """Resize and crop as open_clip does, to 2 grey levels: its resampling is Pillow's, this is torchvision's.
 
-        Torchvision's takes a fifth of the time. Of a photo's values fewer than one in a hundred differs; of narrow images
-        one in six, by 1.
+        Torchvision's takes a fifth of the time. Of a photo's values fewer than one in a hundred differs; of narrow
+        images one in six, by 1.
 
         Returns:
             uint8, (size, size, 3).

@@ -27,7 +27,10 @@ def errors(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the errors that a run found in the labels its images came with; write a contact sheet of them."""
+    """List the errors found in the labels that the images came with.
+
+    Writes a contact sheet of them, the likeliest first.
+    """
     from pipelines.label_errors import list_label_errors
     from pipelines.label_errors_sheet import write_sheet
     from pipelines.print_label_errors import print_label_errors

@@ -65,6 +65,33 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script to
 Workers = Annotated[
     int | None, typer.Option(min=1, help="At most so many workers in a pool; also the CPUs of a local Ray.")
 ]
+
+
+def _answering(context: typer.Context, value: str | None) -> str | None:
+    """Refuse an address where nothing answers: Ray itself would try for ten minutes."""
+    host, colon, port = (value or "").removeprefix("ray://").rpartition(":")
+    if context.resilient_parsing or not colon or not port.isdecimal():
+        return value
+    import socket
+
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise typer.BadParameter(
+            f"nothing answers at {value}: {error}. Name a Ray cluster that runs (`ray start --head` starts one and "
+            "tells its address), or leave --address out to work on this machine"
+        ) from error
+    return value
+
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="A Ray cluster, or auto for the one on this machine; a local one is started if not given.",
+        callback=_answering,
+    ),
+]
 NEWEST = "A run's directory; the newest below runs/ if not given."
 RunFolder = Annotated[str | None, typer.Option("--run", metavar="RUN", help=NEWEST, autocompletion=_run_folders)]
 RunArgument = Annotated[str | None, typer.Argument(metavar="RUN", help=NEWEST, autocompletion=_run_folders)]
@@ -108,15 +135,20 @@ def console(stderr: bool = False) -> Any:
 
 def run_folder(given: str | None) -> str:
     """The run that was named, or the newest one below runs/."""
-    from pipelines.errors import UserError
+    from pipelines.errors import UserError, nearest
     from pipelines.run import PIPELINE_FILE
     from pipelines.store import Store
 
+    found = sorted(Path("runs").glob(f"*/{PIPELINE_FILE}"), key=lambda path: path.stat().st_mtime)
     if given is not None:
         if not Store(given).exists(PIPELINE_FILE):
-            raise UserError(f"there is no run at {given!r} (it has no {PIPELINE_FILE})")
+            known = [str(path.parent) for path in Path(given).parent.glob(f"*/{PIPELINE_FILE}")] or [
+                str(path.parent) for path in found
+            ]
+            there = f"; there are {', '.join(sorted(known)[:5])}" if known else ""
+            hint = nearest(given, known) or there
+            raise UserError(f"there is no run at {given!r} (it has no {PIPELINE_FILE}){hint}")
         return given
-    found = sorted(Path("runs").glob(f"*/{PIPELINE_FILE}"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UserError("there is no run below runs/; name one, or start one with: labelmill run PIPELINE")
     return str(found[-1].parent)

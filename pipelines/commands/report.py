@@ -26,7 +26,10 @@ def report(
         Path | None, typer.Option(metavar="FILE", help="Where to write; report.html in the run if not given.")
     ] = None,
 ) -> None:
-    """Write a run's report: one HTML file with charts, galleries, labels on images, and what was lost and why."""
+    """Write a run's report: one HTML file that needs no network.
+
+    Charts, galleries, labels on images, and what was lost and why.
+    """
     from rich.console import Console
     from rich.progress import Progress
 

@@ -24,7 +24,10 @@ def export(
     seed: Annotated[int, typer.Option(help="Another seed draws another random slice.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Write the images that a person should look at as tasks of a labelling tool, labels filled in."""
+    """Write images for a person to look at, as a labelling tool's tasks.
+
+    The models' labels are filled in.
+    """
     from pipelines.review.export import export_review
     from pipelines.review.print import print_exported
 
@@ -44,7 +47,10 @@ def import_(
     reviewer: Annotated[str | None, typer.Option(metavar="NAME", help="Who, where the file does not say.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take back what people decided, for a `review` step to apply; say how right the models' labels are."""
+    """Take back what people decided, for a `review` step to apply.
+
+    Says how right the models' labels are.
+    """
     from pipelines.review.collect import import_review
     from pipelines.review.print import print_imported
 

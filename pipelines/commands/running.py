@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import AsJson, Overrides, PipelineFile, Workers, console, user_errors
+from pipelines.commands.options import Address, AsJson, Overrides, PipelineFile, Workers, console, user_errors
 
 
 @user_errors
@@ -18,12 +18,11 @@ def run(
     set_: Overrides = None,
     inline: Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")] = False,
     workers: Workers = None,
-    address: Annotated[
-        str | None, typer.Option(help="Address of a Ray cluster; a local one is started if not given.")
-    ] = None,
+    address: Address = None,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="Show Ray's own messages and full tracebacks.")
     ] = False,
+    report: Annotated[bool, typer.Option(help="Write report.html at the end.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Run a pipeline: do whatever of it is not done yet."""
@@ -36,11 +35,10 @@ def run(
     loaded = load_pipeline(pipeline, set_)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
     reporter = TerminalReporter(console(stderr=as_json))
-    again = (
-        f"labelmill run {' '.join(shlex.quote(word) for word in [pipeline, *(f'--set={item}' for item in set_ or [])])}"
-    )
+    words = [pipeline, *(f"--set={item}" for item in set_ or [])]
+    again = f"labelmill run {shlex.join(words)}"
     try:
-        summary = run_pipeline(loaded, Options(inline, workers, address, verbose), reporter)
+        summary = run_pipeline(loaded, Options(inline, workers, address, verbose, report), reporter)
     except KeyboardInterrupt:
         reporter.close()
         typer.echo(f"\nstopped; what was finished is kept. Go on with: {again}", err=True)

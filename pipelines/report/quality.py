@@ -1,0 +1,96 @@
+"""A run against truth: the figures of `labelmill evaluate`, and which labels are wrong or missing on which image."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from operators.measures.detections import bbox, corners, match
+from operators.schemas import SIDES
+from pipelines.evaluate import evaluate_run
+from pipelines.export_run import labels_column
+from pipelines.report.run_reader import Figures, RunReader, ShardView
+from pipelines.shards import read_shard
+from pipelines.steps import Input
+from pipelines.truth import Truth, read_truth
+
+
+@dataclass
+class Mistakes:
+    """What is wrong with the labels of one image.
+
+    Attributes:
+        wrong: Places, from 0, of labels that no object of their class overlaps with an IoU of at least 0.5.
+        missed: Class and box (xyxy, pixels) of objects that no label found.
+    """
+
+    wrong: list[int] = field(default_factory=list)
+    missed: list[tuple[str, tuple[float, float, float, float]]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.wrong) + len(self.missed)
+
+
+class Quality:
+    """Compares the labels of kept images with truth, shard by shard."""
+
+    def __init__(self, run: RunReader, path: Path) -> None:
+        self.figures = evaluate_run(run.folder, path)
+        self._run, self._truth = run, read_truth(path)
+        self._column = labels_column(run.steps, run.pipeline.labels)
+        ontology = run.pipeline.settings.ontology
+        self._asked = set(self._truth.classes) if ontology is None else set(ontology.classes)
+        self._objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for each in self._truth.objects:
+            if self._truth.classes[each["category_id"] - 1] in self._asked:
+                self._objects[each["image_id"]].append(each)
+        self.by_image: dict[int, Mistakes] = {}
+        self._classes: Counter[tuple[str, str]] = Counter()
+
+    def reads(self) -> tuple[Input, ...]:
+        return (self._column,)
+
+    def see(self, shard: ShardView) -> None:
+        keys = read_shard(self._run.layout.store, shard.outcome.shard, ["key"]).column(0).to_pylist()
+        labels = shard.column(self._column)
+        for row, key in enumerate(keys):
+            number = self._truth.images.get(key)
+            if number is None or not shard.kept[row]:
+                continue
+            mistakes = self._compare(self._truth, number, labels[row].as_py() or [])
+            if mistakes:
+                self.by_image[int(shard.ids[row])] = mistakes
+
+    def finish(self) -> Figures:
+        """The figures of `labelmill evaluate`, and counts by class."""
+        names = sorted({name for name, _ in self._classes})
+        classes = [
+            {"name": name, **{kind: self._classes[name, kind] for kind in ("right", "wrong", "missed")}}
+            for name in names
+        ]
+        return {**self.figures, "classes": classes}
+
+    def _compare(self, truth: Truth, number: int, labels: list[dict[str, Any]]) -> Mistakes:
+        numbers = {name: place for place, name in enumerate(truth.classes, 1)}
+        judged = [place for place, label in enumerate(labels) if label["class"] in numbers]
+        found = [
+            {"image_id": number, "category_id": numbers[labels[place]["class"]], "score": labels[place]["score"],
+             "bbox": bbox(*(labels[place][side] for side in SIDES))}
+            for place in judged
+        ]  # fmt: skip
+        there = self._objects.get(number, [])
+        pairs = match(there, found)
+        right, seen = {pair.found for pair in pairs}, {pair.truth for pair in pairs}
+        mistakes = Mistakes()
+        for index, place in enumerate(judged):
+            self._classes[labels[place]["class"], "right" if index in right else "wrong"] += 1
+            if index not in right:
+                mistakes.wrong.append(place)
+        for index, each in enumerate(there):
+            name = truth.classes[each["category_id"] - 1]
+            if index not in seen:
+                self._classes[name, "missed"] += 1
+                mistakes.missed.append((name, corners(each["bbox"])))
+        return mistakes
