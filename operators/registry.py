@@ -8,8 +8,10 @@ import re
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from operators.base import DatasetOperator, ImageOperator, Operator, TableOperator
+if TYPE_CHECKING:
+    from operators.base import Operator
 
 ENTRY_POINTS = "labelmill.operators"
 
@@ -83,6 +85,9 @@ def step_name(name: str) -> str:
 
 
 def _load(target: str, name: str) -> type[Operator]:
+    # Not above: names alone, as the shell's completion wants them, must not take half a second.
+    from operators.base import DatasetOperator, ImageOperator, TableOperator
+
     module_name, _, class_name = target.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from operators.base import KEPT, DatasetOperator, Decision, OperatorError, OperatorParams, TableResult
+from operators.groups import fill_empty, first_keys, homes, place
 from operators.image_classes import NONE, check_classes, read_classes
 from operators.leaks import choose_dropped, find_leaks
 from operators.rows import codes, old_then_new
-from operators.seeded import key_bytes, seeded_hashes
+from operators.seeded import seeded_hashes
 from operators.stratify import Strata, place_by_class, round_shares
 
 SPLITS = ("train", "val", "test")
@@ -137,14 +138,14 @@ class Split(DatasetOperator):
 
     def _split(self, new: pa.Table, old: pa.Table) -> TableResult:
         before, groups = _numbers(old.column("split")), self._groups(new, old)
-        home = _homes(groups[: old.num_rows], before, int(groups.max(initial=-1)) + 1)
+        home = homes(groups[: old.num_rows], before, int(groups.max(initial=-1)) + 1, len(SPLITS))
         known, splits = home[groups[old.num_rows :]], np.full(new.num_rows, -1, dtype=np.int64)
         counts = np.bincount(np.concatenate([before[before >= 0], known[known >= 0]]), minlength=len(SPLITS))
 
         arrivals = np.flatnonzero(known < 0)
         _, owner, sizes = np.unique(groups[old.num_rows + arrivals], return_inverse=True, return_counts=True)
         hashes = seeded_hashes(
-            _first_keys(new.column("key").take(pa.array(arrivals)), owner, sizes), f"{self.params.seed}\0"
+            first_keys(new.column("key").take(pa.array(arrivals)), owner, sizes), f"{self.params.seed}\0"
         )
         order = np.lexsort((hashes[:, 1], hashes[:, 0], -sizes))
 
@@ -154,13 +155,13 @@ class Split(DatasetOperator):
         quotas = round_shares(shares, int(counts.sum() + sizes.sum()))
         room = (quotas - counts[used]).tolist()
         if self.params.stratify is None:
-            placed = _place(sizes, order, hashes[:, 2], room)
+            placed = place(sizes, order, hashes[:, 2], room)
         else:
             rows = np.concatenate([before, known])
             strata = self._strata(new, old, rows, owner, [*used], shares)
             placed = place_by_class(sizes, order, strata, shares.tolist(), room)
         members = np.bincount(home[home >= 0], minlength=len(SPLITS))[used]
-        _fill_empty(placed, sizes, order, room, members)
+        fill_empty(placed, sizes, order, room, members)
         splits = known.copy()
         splits[arrivals] = np.array(used, dtype=np.int64)[placed[owner]]
         return TableResult(pa.table({"split": _texts(splits)}))
@@ -245,71 +246,3 @@ def _numbers(splits: pa.ChunkedArray) -> Numbers:
 
 def _texts(splits: Numbers) -> pa.Array:
     return pa.array(SPLITS, pa.string()).take(pa.array(splits))
-
-
-def _homes(groups: Numbers, splits: Numbers, count: int) -> Numbers:
-    """Where most of the images of each group are, the first of train, val, test among equals; -1 for a new group."""
-    placed = splits >= 0
-    cells = groups[placed] * len(SPLITS) + splits[placed]
-    votes = np.bincount(cells, minlength=count * len(SPLITS)).reshape(count, len(SPLITS))
-    return np.where(votes.any(axis=1), votes.argmax(axis=1), -1)
-
-
-def _first_keys(keys: pa.ChunkedArray, owner: Numbers, sizes: Numbers) -> list[bytes]:
-    """The smallest key of each group."""
-    first = np.zeros(len(sizes), dtype=np.int64)
-    first[owner] = np.arange(len(owner))
-    several = np.flatnonzero(sizes[owner] > 1)
-    last_to_first = several[pc.sort_indices(keys.take(pa.array(several)), sort_keys=[("", "descending")]).to_numpy()]
-    first[owner[last_to_first]] = last_to_first
-    return key_bytes(keys.take(pa.array(first)))
-
-
-def _place(sizes: Numbers, order: Numbers, draws: NDArray[np.uint64], room: list[int]) -> Numbers:
-    """Choose a split for every new group: one with room for all of it, else the one with the most room.
-
-    Args:
-        sizes: Images in each group.
-        order: Which group is placed when.
-        draws: The chance of each group.
-        room: How many images each split still takes. Changed in place.
-    """
-    chosen = []
-    for size, draw in zip(sizes[order].tolist(), draws[order].tolist(), strict=True):
-        fits = 0
-        for free in room:
-            if free >= size:
-                fits += free
-        if fits:
-            point = draw % fits
-            split = -1
-            while point >= 0:
-                split += 1
-                if room[split] >= size:
-                    point -= room[split]
-        else:
-            split = room.index(max(room))
-        room[split] -= size
-        chosen.append(split)
-    placed = np.zeros(len(sizes), dtype=np.int64)
-    placed[order] = chosen
-    return placed
-
-
-def _fill_empty(placed: Numbers, sizes: Numbers, order: Numbers, room: list[int], members: Numbers) -> None:
-    """Give a split that has no group the one whose move makes the counts worse by the least. Changes `placed`."""
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    free, members = np.array(room), members + np.bincount(placed, minlength=len(room))
-    for target in np.flatnonzero(members == 0).tolist():
-        movable = np.flatnonzero(members[placed] > 1)
-        if not len(movable):
-            continue
-        source, size = free[placed[movable]], sizes[movable]
-        harm = abs(source + size) + abs(free[target] - size) - abs(source) - abs(free[target])
-        group = movable[np.lexsort((rank[movable], harm))[0]]
-        free[placed[group]] += sizes[group]
-        free[target] -= sizes[group]
-        members[placed[group]] -= 1
-        members[target] += 1
-        placed[group] = target

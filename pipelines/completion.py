@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from operators.registry import BUILT_IN, names, step_name
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 DEPTH = 3
@@ -45,10 +47,7 @@ def run_folders(typed: str) -> list[str]:
 
 def operators(typed: str) -> list[str]:
     """Operators that a pipeline can name bare."""
-    from importlib.metadata import entry_points
-
-    named = {*_built_in(), *(point.name for point in entry_points(group="labelmill.operators"))}
-    return sorted(name for name in named if name.startswith(typed))
+    return [name for name in names() if name.startswith(typed)]
 
 
 def model_cards(typed: str) -> list[tuple[str, str]]:
@@ -91,7 +90,7 @@ def parameters(operator: str) -> dict[str, str]:
         operator: As a pipeline names it: built in, or ``my_module:MyOperator`` where ``my_module.py`` lies below the
             working directory or the project.
     """
-    module, _, cls = _built_in().get(operator, operator).partition(":")
+    module, _, cls = BUILT_IN.get(operator, operator).partition(":")
     return _params_of(module, cls)
 
 
@@ -147,17 +146,7 @@ def _step(step: Any) -> tuple[str, str, list[str]]:
     if len(keys) != 1:
         return "", "", []
     operator, value = str(keys[0]), step[keys[0]]
-    bare = operator.rpartition(":")[2]
-    default = re.sub(r"\W", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", bare)).lower()
-    return str(step.get("as", default)), operator, list(value) if isinstance(value, dict) else []
-
-
-def _built_in() -> dict[str, str]:
-    """`operators.registry.BUILT_IN`, whose module takes half a second to import."""
-    for node in ast.walk(_tree("operators.registry") or ast.Module([], [])):
-        if isinstance(node, ast.Assign) and any(getattr(name, "id", None) == "BUILT_IN" for name in node.targets):
-            return dict(ast.literal_eval(node.value))
-    return {}
+    return str(step.get("as", step_name(operator))), operator, list(value) if isinstance(value, dict) else []
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from pipelines.export_columns import COLUMNS, ExportColumns, column_problem, mis
 from pipelines.exports import EXPORT_NAMES, exporter
 from pipelines.sources.spec import SourceSpec
 from pipelines.steps import ColumnError, Step, chain
+from pipelines.validation import classes_of, validation_problems
 from pipelines.yaml_file import TOP_LEVEL, KeyPath, YamlFile, expand, read_yaml
 
 STEP_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -258,7 +258,7 @@ def _build(file: YamlFile, draft: Draft, ontology: Ontology | None, problems: li
     cls = find(draft.operator)
     params = dict(draft.params)
     for name, field in cls.Params.model_fields.items():
-        wanted = _classes_of(field.annotation)
+        wanted = classes_of(field.annotation)
         if Ontology in wanted:
             if name not in params and ontology is not None:
                 params[name] = ontology
@@ -286,50 +286,3 @@ def _build(file: YamlFile, draft: Draft, ontology: Ontology | None, problems: li
     except OperatorError as error:
         problems.append(file.problem((*draft.path, *error.param), str(error)))
     return None
-
-
-def _classes_of(annotation: Any) -> set[Any]:
-    from typing import get_args
-
-    return {annotation, *get_args(annotation)}
-
-
-def validation_problems(file: YamlFile, path: KeyPath, error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line per mistake pydantic found, in our words."""
-    problems = []
-    for item in error.errors(include_url=False):
-        loc = tuple(
-            part for part in item["loc"] if not (isinstance(part, str) and not part.isidentifier() and "[" in part)
-        )
-        at = (*path, *loc)
-        if item["type"] == "extra_forbidden":
-            known = _fields_at(model, loc[:-1])
-            message = f"unknown key, must be one of {', '.join(known)}{nearest(str(loc[-1]), known)}"
-            if not known:
-                message = "unknown key; this step takes no parameters"
-        elif item["type"] == "missing":
-            message = "must be given"
-        else:
-            text = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-            message = text if item["type"] == "value_error" else f"must be {text} but is {item['input']!r}"
-        problems.append(file.problem(at, message))
-    return list(dict.fromkeys(problems))
-
-
-def _fields_at(model: type[BaseModel], loc: Iterable[str | int]) -> list[str]:
-    fields = _names(model)
-    for part in loc:
-        field = model.model_fields.get(str(part))
-        inner = (
-            next((c for c in _classes_of(field.annotation) if isinstance(c, type) and issubclass(c, BaseModel)), None)
-            if field
-            else None
-        )
-        if inner is None:
-            return fields
-        model, fields = inner, _names(inner)
-    return fields
-
-
-def _names(model: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]

@@ -7,27 +7,18 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from operators.base import RowError
 from operators.engines.data_url import data_url
 from operators.images import decode
 from pipelines.errors import UserError
-from pipelines.inspect_run import explain_image, reopen
+from pipelines.inspect_run import explain_image
 from pipelines.print_search import describe_index
-from pipelines.sources import Fetcher
+from pipelines.sheets import READERS, SIDE, render_sheet, write_page
 from pipelines.sources.base import in_order
 from pipelines.sources.storage import Storage
 from pipelines.sources.uri import as_location
-
-TEMPLATE = Path(__file__).with_name("contact_sheet.html")
-
-SIDE = 320
-"""Pixels of the longer side of a thumbnail."""
-
-READERS = 4
-"""Images read at once: enough to hide some of an object store's delay; each may be large while it is decoded."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +41,7 @@ def write_contact_sheet(found: dict[str, Any]) -> str:
     Raises:
         UserError: It cannot be written there.
     """
-    pipeline, layout, _ = reopen(found["run"])
-    fetch = Fetcher(dict(pipeline.settings.source.storage_options))
-    name = f"search/{_file_name(found)}"
-    page = render(found, fetch).encode("utf-8", "backslashreplace")
-    try:
-        layout.store.write(name, page)
-    except OSError as error:
-        raise UserError(f"the contact sheet cannot be written to {layout.store.address(name)}: {error}") from error
-    return layout.store.address(name)
+    return write_page(found["run"], f"search/{_file_name(found)}", lambda fetch: render(found, fetch))
 
 
 def render(found: dict[str, Any], fetch: Callable[[str], bytes]) -> str:
@@ -68,17 +51,15 @@ def render(found: dict[str, Any], fetch: Callable[[str], bytes]) -> str:
         found: What `pipelines.search.search_run` gave.
         fetch: Gives the bytes behind a uri, or raises RowError.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE.read_text("utf-8"))
     thumbnails = in_order(lambda row: _thumbnail(lambda: fetch(row["uri"])), found["results"], READERS)
-    return template.render(
-        found=found,
-        title=_title(found["query"]),
-        lines=describe_index(found),
-        asked=_asked(found, fetch),
-        thumbnails=list(thumbnails),
-    )
+    values = {
+        "found": found,
+        "title": _title(found["query"]),
+        "lines": describe_index(found),
+        "asked": _asked(found, fetch),
+        "thumbnails": list(thumbnails),
+    }
+    return render_sheet("contact_sheet.html", values)
 
 
 def _asked(found: dict[str, Any], fetch: Callable[[str], bytes]) -> Thumbnail | None:

@@ -18,6 +18,13 @@ class ConfigError(UserError):
         self.problems = problems
 
 
+class UnfinishedRun(UserError):
+    """Some step of a run is not done for all of its shards."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(f"the run {folder} is not finished; run its pipeline again to go on")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` with the nearest known word, or nothing."""
     names = sorted(set(known))

@@ -18,7 +18,7 @@ from pipelines.config import Export, Pipeline
 from pipelines.errors import UserError
 from pipelines.export_columns import find_column, labels_column, models_used
 from pipelines.exports import exporter
-from pipelines.exports.base import ExportError, ExportImage
+from pipelines.exports.base import Dataset, ExportError, ExportImage
 from pipelines.exports.files import Output
 from pipelines.layout import Layout, column_of
 from pipelines.outcomes import outcomes
@@ -69,11 +69,9 @@ def _write(
     pipeline: Pipeline, layout: Layout, shards: dict[int, int], classes: list[str], export: Export, fetch: Fetcher
 ) -> dict[str, Any]:
     store, name = layout.store, f"exports/{export.name}"
-    splits = _splits(layout, shards)
     writer = exporter(export.name)(export.params)
     if "class" in writer.needs():
         classes = _image_classes(pipeline, layout, shards)
-    images = export_images(pipeline, layout, shards, fetch)
     provenance = {
         "pipeline": pipeline.settings.name,
         "steps": [
@@ -82,11 +80,13 @@ def _write(
         ],
         "models": models_used(layout.steps),
     }
+    images = export_images(pipeline, layout, shards, fetch)
+    dataset = Dataset(images, classes, _splits(layout, shards), fetch, provenance)
     if store.is_local:
         final, temporary = store.path(name), store.path(f"exports/{TEMPORARY}{export.name}")
         shutil.rmtree(temporary, ignore_errors=True)
         os.makedirs(temporary)
-        summary = writer.write(images, classes, splits, fetch, Output(store.fs, temporary), provenance)
+        summary = writer.write(dataset, Output(store.fs, temporary))
         # The marker goes first: between the two renames there is no export that claims to be whole.
         _forget(layout, f"exports/{export.name}.{MARKER}")
         shutil.rmtree(final, ignore_errors=True)
@@ -95,7 +95,7 @@ def _write(
         _forget(layout, f"exports/{export.name}.{MARKER}")
         if store.exists(name):
             store.fs.rm(store.path(name), recursive=True)
-        summary = writer.write(images, classes, splits, fetch, Output(store.fs, store.path(name)), provenance)
+        summary = writer.write(dataset, Output(store.fs, store.path(name)))
     return asdict(summary)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.errors import UserError
+from pipelines.errors import UnfinishedRun
 from pipelines.inspect_run import reopen
 from pipelines.layout import column_of
 from pipelines.outcomes import outcomes
@@ -22,7 +22,7 @@ class FinishedRun:
         folder: Its directory.
 
     Raises:
-        UserError: There is no run, or it is not finished.
+        UnfinishedRun: It is not finished.
     """
 
     def __init__(self, folder: str) -> None:
@@ -36,7 +36,7 @@ class FinishedRun:
                 self.keys[outcome.shard] = keys
                 self.outcome.update(zip(keys, outcome.final, strict=True))
         except FileNotFoundError as error:
-            raise UserError(f"the run {folder} is not finished; run its pipeline again to go on") from error
+            raise UnfinishedRun(folder) from error
 
     def values(self, column: Input) -> dict[str, Any]:
         """A column's values of the images that were kept and for which there is one."""

@@ -38,10 +38,7 @@ def plan_of(pipeline: Pipeline, workers: int | None) -> dict[str, Any]:
                 "step": step.name,
                 "operator": step.operator_name,
                 "fingerprint": step.fingerprint,
-                "reads": [
-                    f"{'source' if c.step is None else pipeline.steps[c.step].name}.{c.column}"
-                    for c in step.inputs.values()
-                ],
+                "reads": [column.name(pipeline.steps) for column in step.inputs.values()],
                 "writes": step.operator.writes().names,
                 "done": done,
                 "shards": len(intake.shards),

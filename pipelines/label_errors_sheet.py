@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,9 @@ from operators.base import RowError
 from operators.engines.data_url import data_url
 from operators.images import DecodedImage, decode
 from operators.schemas import SIDES
-from pipelines.contact_sheet import READERS, SIDE
-from pipelines.errors import UserError
-from pipelines.inspect_run import reopen
 from pipelines.print_label_errors import headline
-from pipelines.sources import Fetcher
+from pipelines.sheets import READERS, SIDE, render_sheet, write_page
 from pipelines.sources.base import in_order
-
-TEMPLATE = Path(__file__).with_name("label_errors_sheet.html")
 
 MARGIN = 0.4
 """How much of its surroundings a crop shows on each side, as a share of the boxes' longer side."""
@@ -62,15 +56,8 @@ def write_sheet(found: dict[str, Any]) -> str:
     Raises:
         UserError: It cannot be written there.
     """
-    pipeline, layout, _ = reopen(found["run"])
-    fetch = Fetcher(dict(pipeline.settings.source.storage_options))
     name = "errors/" + "-".join(["label-errors", *found["kinds"], f"{found['least']:g}"]) + ".html"
-    page = render(found, fetch).encode("utf-8", "backslashreplace")
-    try:
-        layout.store.write(name, page)
-    except OSError as error:
-        raise UserError(f"the contact sheet cannot be written to {layout.store.address(name)}: {error}") from error
-    return layout.store.address(name)
+    return write_page(found["run"], name, lambda fetch: render(found, fetch))
 
 
 def render(found: dict[str, Any], fetch: Callable[[str], bytes]) -> str:
@@ -80,11 +67,9 @@ def render(found: dict[str, Any], fetch: Callable[[str], bytes]) -> str:
         found: What `pipelines.label_errors.list_label_errors` gave.
         fetch: Gives the bytes behind a uri, or raises RowError.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE.read_text("utf-8"))
     crops = in_order(lambda row: _crop(row, fetch), found["errors"], READERS)
-    return template.render(found=found, headline=headline(found), shown=list(zip(found["errors"], crops, strict=True)))
+    shown = list(zip(found["errors"], crops, strict=True))
+    return render_sheet("label_errors_sheet.html", {"found": found, "headline": headline(found), "shown": shown})
 
 
 def _crop(row: dict[str, Any], fetch: Callable[[str], bytes]) -> Crop:

@@ -14,16 +14,13 @@ from pipelines.new import (
     NEEDS_CLASSES,
     WANTS,
     Answers,
-    Found,
     complete,
     default_exports,
     fitting_exports,
-    guess_kind,
-    look,
-    name_of,
     parse_classes,
     parse_list,
 )
+from pipelines.new_source import Found, guess_kind, look, name_of
 
 if TYPE_CHECKING:
     from pipelines.sources.spec import Kind

@@ -42,6 +42,10 @@ class Input:
     column: str
     type: pa.DataType
 
+    def name(self, steps: Sequence[Step]) -> str:
+        """What a pipeline of these steps calls it: ``step.column`` or ``source.column``."""
+        return f"{SOURCE if self.step is None else steps[self.step].name}.{self.column}"
+
 
 @dataclass(frozen=True)
 class Step:

@@ -167,7 +167,7 @@ class TerminalReporter:
             self.console.print(escape(text), overflow="ellipsis", no_wrap=True)
         rows = [("run", address)]
         if "report" in summary:
-            rows.append(("report", summary["report"]))
+            rows.append(("report", f"{address}/report.html"))
         if summary["outcome"]["failed"]:
             rows += [("failed", f"{address}/quarantine.parquet"), ("why", "labelmill explain KEY")]
         for export in summary["exports"]:

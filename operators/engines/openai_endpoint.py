@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-from collections.abc import Coroutine, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +18,7 @@ from operators.engines.answerer import Reply, Requests
 from operators.engines.choice_answer import ChoiceAnswer, Token
 from operators.engines.data_url import data_url
 from operators.engines.json_answer import JsonAnswer
+from operators.engines.openai_client import open_client, wait
 from operators.models.card import Dtype, ModelCard, ModelError
 
 if TYPE_CHECKING:
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
 PROBE_TOKENS = 8
 """Length of the one answer that `Endpoint.reach` asks for."""
-
-CONNECT_SECONDS = 10.0
-
-Result = TypeVar("Result")
 
 
 class Config(BaseModel):
@@ -135,7 +131,7 @@ class Endpoint:
 
     def answer(self, items: Sequence[str]) -> list[Reply]:
         """See `Answerer`. A request that fails for good is a reply with a problem."""
-        return _wait(self._answer(items))
+        return wait(self._answer(items))
 
     def reach(self) -> None:
         """Ask about a grey square, to find out before any image is read whether the endpoint can be used.
@@ -144,7 +140,7 @@ class Endpoint:
             ModelError: It cannot be reached, refuses the key, does not know the model, or does not understand the
                 request.
         """
-        _wait(self._reach())
+        wait(self._reach())
 
     async def _answer(self, items: Sequence[str]) -> list[Reply]:
         turn = asyncio.Semaphore(self._requests.concurrency)
@@ -231,6 +227,10 @@ class Endpoint:
             return "check the address, which usually ends in /v1, and architecture, the model's name there"
         return f"architecture must be one of {', '.join(names[:10])} but is {self._card.architecture}"
 
+    def _client(self) -> AsyncOpenAI:
+        limits = self._requests
+        return open_client(str(self._card.weights.endpoint), self._key, limits.timeout, limits.retries)
+
     def _message(self, image: str) -> dict[str, Any]:
         content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": self._text}]
         return {"role": "user", "content": content}
@@ -253,38 +253,6 @@ class Endpoint:
         else:
             text = f"{where} {error}"
         return text.replace(self._key, "…")[:400] if self._key else text[:400]
-
-    def _client(self) -> AsyncOpenAI:
-        """A client for one event loop. It retries with growing pauses, or those that the server asks for."""
-        import httpx2
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-
-        limit = self._requests.timeout
-
-        class Limited(DefaultAsyncHttpxClient):  # type: ignore[misc,unused-ignore]
-            """The library's own limit counts from byte to byte: an answer that trickles in would never end."""
-
-            async def send(self, request: Any, **options: Any) -> Any:
-                try:
-                    async with asyncio.timeout(limit):
-                        return await super().send(request, **options)
-                except TimeoutError as error:
-                    raise httpx2.ReadTimeout(f"no answer within {limit:g} s", request=request) from error
-
-        client = AsyncOpenAI(
-            base_url=self._card.weights.endpoint,
-            api_key=self._key or "none",  # without one the client would send OPENAI_API_KEY to any server
-            max_retries=self._requests.retries,
-            http_client=Limited(timeout=httpx2.Timeout(limit, connect=min(limit, CONNECT_SECONDS))),
-        )
-        client.organization = client.project = None  # nor other settings of the environment
-        return client
-
-
-def _wait(work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of a coroutine, in a thread of its own: this one may have a running event loop."""
-    with ThreadPoolExecutor(1, thread_name_prefix="endpoint") as pool:
-        return pool.submit(asyncio.run, work).result()
 
 
 def _key(card: ModelCard) -> str:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from operators.engines import onnx
+from operators.engines.rapidocr_lines import areas, from_top_left, split_words, touching
 from operators.engines.reader import Item, Word, inside
 from operators.models import weights
 from operators.models.card import Dtype, ModelCard, ModelError
@@ -162,11 +162,11 @@ class RapidOcr:
             return []
         found = detector.sorted_boxes(found)
         quads = map_boxes_to_original(found.copy(), given.record, *item.pixels.shape[:2])
-        seen = np.flatnonzero(_touching(quads, item.boxes) & (_areas(quads) > 0))
+        seen = np.flatnonzero(touching(quads, item.boxes) & (areas(quads) > 0))
         if len(seen) == 0:
             return []
         crops = stages.crop_text_regions(given.pixels, found[seen])
-        quads = np.array([_from_top_left(*each) for each in zip(quads[seen], found[seen], crops, strict=True)])
+        quads = np.array([from_top_left(*each) for each in zip(quads[seen], found[seen], crops, strict=True)])
         if stages.use_cls:
             classified = stages.text_cls(crops)
             crops = classified.img_list
@@ -180,7 +180,7 @@ class RapidOcr:
             if score < self._text_score or not text.strip():
                 continue
             number = words[-1].line + 1 if words else 0
-            line = _words(quad, text, info, number)
+            line = split_words(quad, text, info, number)
             centres = np.array([word.quad.mean(axis=0) for word in line]).reshape(-1, 2)
             words += [word for word, good in zip(line, inside(centres, item.boxes), strict=True) if good]
         return words
@@ -238,70 +238,3 @@ def _padded(pixels: np.ndarray) -> np.ndarray:
     height, width = pixels.shape[:2]
     below, right = max(0, -(-width // WIDE) - height), max(0, -(-height // TALL) - width)
     return np.pad(pixels, ((0, below), (0, right), (0, 0))) if below or right else pixels
-
-
-def _touching(quads: np.ndarray, boxes: np.ndarray | None) -> np.ndarray:
-    """Which lines, (n,), could have a word inside the boxes; the others need not be read."""
-    if boxes is None:
-        return np.ones(len(quads), bool)
-    low, high = quads.min(axis=1)[:, None], quads.max(axis=1)[:, None]
-    touching: np.ndarray = ((low <= boxes[:, 2:]) & (high >= boxes[:, :2])).all(axis=2).any(axis=1)
-    return touching
-
-
-def _areas(quads: np.ndarray) -> np.ndarray:
-    """Of the upright boxes around quads, (n,)."""
-    areas: np.ndarray = np.ptp(quads, axis=1).prod(axis=1)
-    return areas
-
-
-def _from_top_left(quad: np.ndarray, box: np.ndarray, crop: np.ndarray) -> np.ndarray:
-    """The corners of a line in the order of its text: RapidOCR turns tall cut-outs a quarter to the left.
-
-    Args:
-        quad: (4, 2), clockwise from the corner at the top left.
-        box: The same in pixels of the image it was cut out of.
-        crop: The cut-out, turned or not.
-    """
-    sides = np.linalg.norm(box - np.roll(box, -1, axis=0), axis=1)
-    turned = sides[1::2].max() > sides[::2].max() and crop.shape[1] > crop.shape[0]
-    return np.roll(quad, -1, axis=0) if turned else quad
-
-
-def _words(quad: np.ndarray, text: str, info: Any, line: int) -> list[Word]:
-    """Cut a line into words at its spaces.
-
-    Args:
-        quad: (4, 2), the line's corners in pixels.
-        text: What it says.
-        info: RapidOCR's notes of where along the line its characters are, and how sure they are.
-        line: Its number.
-    """
-    steps = iter([step for word in info.word_cols for step in word])  # of every character that is not a space
-    runs: list[list[tuple[str, float, float]]] = [[]]
-    for character, sure in zip(text, info.confs, strict=True):
-        if not character.isspace():
-            runs[-1].append((character, sure, (next(steps) + 0.5) / info.line_txt_len))
-        elif runs[-1]:
-            runs.append([])
-    runs = [run for run in runs if run]
-    between = [b[2] - a[2] for run in runs for a, b in pairwise(run)]
-    half = float(np.mean(between)) / 2 if between else 1.0
-    edges = [0.0]
-    for before, after in pairwise(runs):
-        last, first = before[-1][2], after[0][2]
-        edges += [min(last + half, (last + first) / 2), max(first - half, (last + first) / 2)]
-    spans = np.clip([*edges, 1.0], 0, 1).reshape(-1, 2)
-    top, bottom = quad[1] - quad[0], quad[2] - quad[3]
-    return [
-        Word(
-            "".join(character for character, _, _ in run),
-            float(np.mean([sure for _, sure, _ in run])),
-            np.array(
-                [quad[0] + top * start, quad[0] + top * end, quad[3] + bottom * end, quad[3] + bottom * start],
-                np.float32,
-            ),
-            line,
-        )
-        for run, (start, end) in zip(runs, spans, strict=True)
-    ]

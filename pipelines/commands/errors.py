@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import AsJson, console, run_folder, user_errors
+from pipelines.commands.options import AsJson, RunArgument, run_folder, show, user_errors
 
 
 @user_errors
 def errors(
-    run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run's directory; the newest below runs/ if not given.")
-    ] = None,
+    run: RunArgument = None,
     top: Annotated[int, typer.Option(min=1, max=1000, help="How many to show, the surest first.")] = 50,
     kind: Annotated[
         list[str] | None,
@@ -37,10 +34,7 @@ def errors(
 
     found = list_label_errors(run_folder(run), top, kind or (), least, out)
     found["sheet"] = write_sheet(found) if found["errors"] else None
-    if as_json:
-        typer.echo(json.dumps(plain(found), indent=2, ensure_ascii=False, allow_nan=False))
-    else:
-        print_label_errors(found, console())
+    show(plain(found) if as_json else found, as_json, print_label_errors)
 
 
 def plain(value: object) -> object:

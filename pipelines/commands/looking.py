@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import AsJson, RunArgument, RunFolder, RunRequired, console, run_folder, user_errors
+from pipelines.commands.options import AsJson, RunArgument, RunFolder, RunRequired, run_folder, show, user_errors
 
 
 @user_errors
@@ -17,10 +16,7 @@ def status(run: RunArgument = None, as_json: AsJson = False) -> None:
     from pipelines.inspect_run import print_status, status_of
 
     found = status_of(run_folder(run))
-    if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        print_status(found, console())
+    show(found, as_json, print_status)
 
 
 @user_errors
@@ -35,10 +31,7 @@ def explain(
     from pipelines.inspect_run import explain_image, print_explanation
 
     story = explain_image(run_folder(run), key)
-    if as_json:
-        typer.echo(json.dumps(story, indent=2, ensure_ascii=False, default=str))
-    else:
-        print_explanation(story, console())
+    show(story, as_json, print_explanation, default=str)
 
 
 @user_errors
@@ -71,10 +64,7 @@ def evaluate(
     if precision is not None and calibrate is None:
         raise UserError("--precision says what --calibrate should look for: give both")
     found = evaluate_run(run_folder(run), truth, None if calibrate is None else Calibration(calibrate, precision))
-    if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        print_evaluation(found, console())
+    show(found, as_json, print_evaluation)
 
 
 @user_errors
@@ -102,7 +92,4 @@ def search(
 
     found = search_run(run_folder(run), Query(text, image, key), top, everything, step)
     found["sheet"] = write_contact_sheet(found)
-    if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        print_search(found, console())
+    show(found, as_json, print_search)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -131,6 +132,23 @@ def console(stderr: bool = False) -> Any:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
+
+
+def show(
+    found: Any, as_json: bool, in_words: Callable[[Any, Any], None], default: Callable[[Any], Any] | None = None
+) -> None:
+    """Print what a command found: as JSON for a script to read, or in words on a `console`.
+
+    Args:
+        found: Plain values.
+        as_json: The command's option.
+        in_words: Prints the same for a person.
+        default: Makes a plain value of one that JSON does not have.
+    """
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False, default=default))
+    else:
+        in_words(found, console())
 
 
 def run_folder(given: str | None) -> str:

@@ -7,14 +7,12 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import run_folder, user_errors
+from pipelines.commands.options import RunArgument, console, run_folder, user_errors
 
 
 @user_errors
 def report(
-    run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run's directory; the newest below runs/ if not given.")
-    ] = None,
+    run: RunArgument = None,
     truth: Annotated[
         Path | None,
         typer.Option(
@@ -30,13 +28,12 @@ def report(
 
     Charts, galleries, labels on images, and what was lost and why.
     """
-    from rich.console import Console
     from rich.progress import Progress
 
     from pipelines.report.write import write_report
 
     folder = run_folder(run)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=console(stderr=True), transient=True) as progress:
         task = progress.add_task("reading the run", total=None)
         address = write_report(
             folder,

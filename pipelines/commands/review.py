@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import AsJson, RunFolder, console, run_folder, user_errors
+from pipelines.commands.options import AsJson, RunFolder, run_folder, show, user_errors
 
 
 @user_errors
@@ -32,10 +31,7 @@ def export(
     from pipelines.review.print import print_exported
 
     found = export_review(run_folder(run), to, out, images, random, seed)
-    if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        print_exported(found, console())
+    show(found, as_json, print_exported)
 
 
 @user_errors
@@ -55,10 +51,7 @@ def import_(
     from pipelines.review.print import print_imported
 
     found = import_review(file, run_folder(run), reviewer)
-    if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        print_imported(found, console())
+    show(found, as_json, print_imported)
 
 
 review = typer.Typer(help="Give labels to a person and take the decisions back.", no_args_is_help=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import Address, AsJson, Overrides, PipelineFile, Workers, console, user_errors
+from pipelines.commands.options import Address, AsJson, Overrides, PipelineFile, Workers, console, show, user_errors
 
 
 @user_errors
@@ -92,7 +92,4 @@ def plan(pipeline: PipelineFile, set_: Overrides = None, workers: Workers = None
     from pipelines.inspect_run import plan_of, print_plan
 
     planned = plan_of(load_pipeline(pipeline, set_), workers)
-    if as_json:
-        typer.echo(json.dumps(planned, indent=2, ensure_ascii=False))
-    else:
-        print_plan(planned, console())
+    show(planned, as_json, print_plan)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import AsJson, CardNames, OperatorName, console, user_errors
+from pipelines.commands.options import AsJson, CardNames, OperatorName, console, show, user_errors
 
 
 @user_errors
@@ -18,10 +18,10 @@ def ops(name: OperatorName = None, as_json: AsJson = False) -> None:
 
     if name is None:
         listed = list_operators()
-        typer.echo(json.dumps(listed, indent=2)) if as_json else print_operators(listed, console())
+        show(listed, as_json, print_operators)
     else:
         described = describe_operator(name)
-        typer.echo(json.dumps(described, indent=2)) if as_json else print_operator(described, console())
+        show(described, as_json, print_operator)
 
 
 @user_errors
@@ -32,7 +32,7 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
     from pipelines.catalogue import list_models, print_models
 
     listed = list_models()
-    typer.echo(json.dumps(listed, indent=2)) if as_json else print_models(listed, console())
+    show(listed, as_json, print_models)
 
 
 @user_errors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -56,6 +56,59 @@ class ExportImage:
     words: list[dict[str, Any]] | None = None
     caption: str | None = None
     image_class: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """What is to be written.
+
+    Attributes:
+        images: One pass over them, ordered by image_id; no more than one is held at a time.
+        classes: Class names; their order is the order of class ids.
+        splits: Names of the splits, in order; empty when the dataset has none.
+        fetch: Gives the bytes behind a uri; called from several threads.
+        provenance: Where the dataset came from and how it was made, as JSON values. ``licences``, a list of names or
+            URLs, goes where the format has a place for it. ``models`` lists the models that made the labels, as
+            `pipelines.export_columns.models_used` gives them.
+    """
+
+    images: Iterator[ExportImage]
+    classes: list[str]
+    splits: list[str]
+    fetch: Fetch
+    provenance: dict[str, Any]
+
+    def checked(self) -> Iterator[ExportImage]:
+        """The images, each checked against what is promised of them.
+
+        Raises:
+            ExportError: A split has no plain name, images are out of order, or one has no pixels or a split that is not
+                in `splits`.
+        """
+        for split in self.splits:
+            if not _SPLIT_NAME.fullmatch(split):
+                raise ExportError(f"a split's name must be letters, digits, '_', '-' and '.' but is {split!r}")
+        last = 0
+        for image in self.images:
+            if image.image_id <= last:
+                raise ExportError(
+                    f"images must come by ascending image_id from 1 but {image.key!r} has {image.image_id} after {last}"
+                )
+            last = image.image_id
+            if image.width < 1 or image.height < 1:
+                raise ExportError(f"image {image.key!r} must have pixels but is {image.width} by {image.height}")
+            if self.splits and image.split not in self.splits:
+                known = ", ".join(self.splits)
+                where = "none" if image.split is None else repr(image.split)
+                raise ExportError(
+                    f"image {image.key!r} must be in one of the splits {known} but is in {where}; "
+                    "`split:` under `export:` puts every image into one"
+                )
+            if not self.splits and image.split is not None:
+                raise ExportError(
+                    f"image {image.key!r} must have no split, as there are none, but is in {image.split!r}"
+                )
+            yield image
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,58 +169,14 @@ class Exporter(ABC):
         return ()
 
     @abstractmethod
-    def write(
-        self,
-        images: Iterator[ExportImage],
-        classes: list[str],
-        splits: list[str],
-        fetch: Fetch,
-        out: Output,
-        provenance: dict[str, Any],
-    ) -> ExportSummary:
+    def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the whole dataset. The same input gives the same bytes.
 
         Args:
-            images: One pass over them, ordered by image_id; no more than one is held at a time.
-            classes: Class names; their order is the order of class ids.
-            splits: Names of the splits, in order; empty when the dataset has none.
-            fetch: Gives the bytes behind a uri; called from several threads.
+            dataset: Its `checked` images are read once.
             out: An empty place to write to.
-            provenance: Where the dataset came from and how it was made, as JSON values. ``licences``, a list of names
-                or URLs, goes where the format has a place for it. ``models`` lists the models that made the labels, as
-                `pipelines.export_columns.models_used` gives them.
 
         Raises:
-            ExportError: A label has a class that is not in `classes`, an image has a split that is not in `splits`,
-                images are out of order, or an image cannot be read.
+            ExportError: A label has a class that is not in the dataset's `classes`, a promise of `Dataset` is broken,
+                or an image cannot be read.
         """
-
-
-def checked(images: Iterator[ExportImage], splits: Sequence[str]) -> Iterator[ExportImage]:
-    """The same images, each checked against the promises of `Exporter.write`.
-
-    Raises:
-        ExportError: One of them is broken.
-    """
-    for split in splits:
-        if not _SPLIT_NAME.fullmatch(split):
-            raise ExportError(f"a split's name must be letters, digits, '_', '-' and '.' but is {split!r}")
-    last = 0
-    for image in images:
-        if image.image_id <= last:
-            raise ExportError(
-                f"images must come by ascending image_id from 1 but {image.key!r} has {image.image_id} after {last}"
-            )
-        last = image.image_id
-        if image.width < 1 or image.height < 1:
-            raise ExportError(f"image {image.key!r} must have pixels but is {image.width} by {image.height}")
-        if splits and image.split not in splits:
-            known = ", ".join(splits)
-            where = "none" if image.split is None else repr(image.split)
-            raise ExportError(
-                f"image {image.key!r} must be in one of the splits {known} but is in {where}; "
-                "`split:` under `export:` puts every image into one"
-            )
-        if not splits and image.split is not None:
-            raise ExportError(f"image {image.key!r} must have no split, as there are none, but is in {image.split!r}")
-        yield image

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.exports.labels import Tally
 
@@ -57,6 +57,21 @@ def dataset_card(
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
         lines += ["", "## Where it came from", "", f"{fence}json", text, fence]
     return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
+
+
+def how_placed(images: Literal["link", "copy", "none"], none: str = "") -> str:
+    """What a card says of image files that `pipelines.exports.files.Output.place` put there.
+
+    Args:
+        images: The export's parameter.
+        none: The sentence for an export without image files.
+    """
+    files = {
+        "link": "Image files are hard links to the originals where these are on the same disk, and else copies.",
+        "copy": "Image files are copies of the originals.",
+        "none": none,
+    }
+    return files[images] + " Their bytes are as they were."
 
 
 def _licences(provenance: dict[str, Any]) -> list[str]:

@@ -5,22 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import IO, Any, Literal
 
-from pipelines.exports.base import ALL, Exporter, ExportError, ExportImage, ExportParams, ExportSummary, Fetch, checked
-from pipelines.exports.card import dataset_card
+from pipelines.exports.base import ALL, Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
+from pipelines.exports.card import dataset_card, how_placed
 from pipelines.exports.files import Output, file_name
-from pipelines.exports.labels import Label, Tally
+from pipelines.exports.labels import IDS_PER_IMAGE, Label, Tally, object_id
 from pipelines.exports.masks import outline
-
-IDS_PER_IMAGE = 100_000
-"""An annotation's id is ``image_id * IDS_PER_IMAGE + position``: images added later change no id, two images never
-share one, and a person can read the image and the place in it off the number."""
-
-MAX_ID = 2**53
-"""Beyond it, a reader that keeps ids as doubles (COCOeval, JavaScript) confuses them."""
 
 
 class Coco(Exporter):
@@ -67,21 +59,13 @@ class Coco(Exporter):
     def needs(self) -> tuple[str, ...]:
         return ("caption",) if self.params.captions else ()
 
-    def write(
-        self,
-        images: Iterator[ExportImage],
-        classes: list[str],
-        splits: list[str],
-        fetch: Fetch,
-        out: Output,
-        provenance: dict[str, Any],
-    ) -> ExportSummary:
+    def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`.
 
         Raises:
             ExportError: Also for an image with more than 99,999 objects.
         """
-        tally = Tally(classes, splits)
+        tally = Tally(dataset.classes, dataset.splits)
         with ExitStack() as stack:
             drafts = {
                 (kind, split): _Draft(
@@ -92,11 +76,11 @@ class Coco(Exporter):
             }
             uncaptioned = 0
             with out:
-                for image in checked(images, splits):
+                for image in dataset.checked():
                     labels = tally.read(image)
                     entry = {
                         "id": image.image_id,
-                        "file_name": self._place(image, fetch, out),
+                        "file_name": self._place(image, dataset.fetch, out),
                         "width": image.width,
                         "height": image.height,
                         "key": image.key,
@@ -114,9 +98,9 @@ class Coco(Exporter):
                     uncaptioned += not image.caption
             paths = []
             for (kind, split), draft in drafts.items():
-                path = f"annotations/{kind}_{split}.json" if splits else f"annotations/{kind}.json"
+                path = f"annotations/{kind}_{split}.json" if dataset.splits else f"annotations/{kind}.json"
                 with out.open(path, "wb") as file:
-                    draft.finish(file, _head(classes if kind == "instances" else None, provenance))
+                    draft.finish(file, _head(dataset.classes if kind == "instances" else None, dataset.provenance))
                 paths.append(path)
         notes = tally.notes()
         if self.params.captions and uncaptioned:
@@ -127,7 +111,7 @@ class Coco(Exporter):
                 f"{tally.boxes_only} objects have no mask and an empty segmentation: evaluate boxes, or leave these "
                 "objects out before evaluating masks, because COCOeval stops at an empty one."
             )
-        out.write("README.md", dataset_card("Dataset in COCO format", tally, self._made(), notes, provenance))
+        out.write("README.md", dataset_card("Dataset in COCO format", tally, self._made(), notes, dataset.provenance))
         return tally.summary(notes, paths)
 
     def _place(self, image: ExportImage, fetch: Fetch, out: Output) -> str:
@@ -138,16 +122,10 @@ class Coco(Exporter):
         return name
 
     def _annotation(self, image: ExportImage, label: Label) -> dict[str, Any]:
-        number = image.image_id * IDS_PER_IMAGE + label.position
-        if label.position >= IDS_PER_IMAGE or number >= MAX_ID:
-            raise ExportError(
-                f"image {image.key!r}: COCO ids have room for {IDS_PER_IMAGE - 1} objects an image and image_id up to "
-                f"{MAX_ID // IDS_PER_IMAGE - 1}, but this is object {label.position} of image_id {image.image_id}"
-            )
         x1, y1, x2, y2 = (round(value, 2) for value in label.box)
         width, height = round(x2 - x1, 2), round(y2 - y1, 2)
         annotation: dict[str, Any] = {
-            "id": number,
+            "id": object_id(image, label),
             "image_id": image.image_id,
             "category_id": label.class_id + 1,
             "bbox": [x1, y1, width, height],
@@ -173,13 +151,9 @@ class Coco(Exporter):
         return {"size": [label.mask.height, label.mask.width], "counts": label.mask.counts}
 
     def _made(self) -> list[str]:
-        files = {
-            "link": "Image files are hard links to the originals where these are on the same disk, and else copies.",
-            "copy": "Image files are copies of the originals.",
-            "none": "There are no image files here; `file_name` is the path below the source's root.",
-        }
+        none = "There are no image files here; `file_name` is the path below the source's root."
         return [
-            files[self.params.images] + " Their bytes are as they were.",
+            how_placed(self.params.images, none),
             "Coordinates are pixels of the upright image: a loader must apply the EXIF orientation.",
             f"The id of an annotation is {IDS_PER_IMAGE} times the image's id plus its place in the image.",
         ]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.exports.base import Exporter, ExportError, ExportImage, ExportSummary, Fetch, checked
+from pipelines.exports.base import Dataset, Exporter, ExportError, ExportImage, ExportSummary, Fetch
 from pipelines.exports.card import dataset_card
 from pipelines.exports.class_folders import class_folders
 from pipelines.exports.files import Output, file_name
@@ -66,40 +65,32 @@ class Crops(Exporter):
                 raise ValueError("format must be png with alpha but is jpeg, which has no such channel")
             return self
 
-    def write(
-        self,
-        images: Iterator[ExportImage],
-        classes: list[str],
-        splits: list[str],
-        fetch: Fetch,
-        out: Output,
-        provenance: dict[str, Any],
-    ) -> ExportSummary:
+    def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`.
 
         Raises:
             ExportError: Also for an image that cannot be decoded, or has another size than the run says.
         """
-        tally = Tally(classes, splits)
-        folders = class_folders(classes)
+        tally = Tally(dataset.classes, dataset.splits)
+        folders = class_folders(dataset.classes)
         kind = self.params.format or ("png" if self.params.alpha else "jpeg")
-        work = ((image, tally.read(image)) for image in checked(images, splits))
+        work = ((image, tally.read(image)) for image in dataset.checked())
         with out:
-            for image, crops in in_order(lambda item: self._cut(*item, fetch, kind), work, THREADS):
+            for image, crops in in_order(lambda item: self._cut(*item, dataset.fetch, kind), work, THREADS):
                 stem = file_name(image).rpartition(".")[0]
                 for crop in crops:
                     folder = f"{image.split}/" if image.split else ""
-                    folder += folders[classes[crop.class_id]]
+                    folder += folders[dataset.classes[crop.class_id]]
                     out.write(f"{folder}/{stem}-{crop.position:03d}.{'jpg' if kind == 'jpeg' else 'png'}", crop.data)
-        for split in [f"{split}/" for split in splits] or [""]:
+        for split in [f"{split}/" for split in dataset.splits] or [""]:
             for folder in folders.values():
                 out.folder(f"{split}{folder}")
         notes = tally.notes()
         if self.params.alpha and tally.boxes_only:
             notes.append(f"{tally.boxes_only} objects have no mask; their alpha is that of their box.")
         title = "Objects cut out of their images"
-        out.write("README.md", dataset_card(title, tally, self._made(kind), notes, provenance))
-        return tally.summary(notes, splits or ["."])
+        out.write("README.md", dataset_card(title, tally, self._made(kind), notes, dataset.provenance))
+        return tally.summary(notes, dataset.splits or ["."])
 
     def _cut(self, image: ExportImage, labels: list[Label], fetch: Fetch, kind: str) -> tuple[ExportImage, list[_Crop]]:
         if not labels:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import IO, Any
 
 import numpy as np
 
-from pipelines.exports.base import ALL, Exporter, ExportImage, ExportParams, ExportSummary, Fetch, checked
-from pipelines.exports.card import dataset_card
+from pipelines.exports.base import ALL, Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
+from pipelines.exports.card import dataset_card, how_placed
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Label, Tally
 from pipelines.exports.masks import Mask
@@ -43,18 +43,10 @@ class Cvat(Exporter):
     class Params(ExportParams):
         """Parameters of the CVAT export."""
 
-    def write(
-        self,
-        images: Iterator[ExportImage],
-        classes: list[str],
-        splits: list[str],
-        fetch: Fetch,
-        out: Output,
-        provenance: dict[str, Any],
-    ) -> ExportSummary:
+    def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`."""
-        tally = Tally(classes, splits)
-        word_label = free_name(WORD, classes)
+        tally = Tally(dataset.classes, dataset.splits)
+        word_label = free_name(WORD, dataset.classes)
         tags: set[str] = set()
         words = captions = 0
         with ExitStack() as stack:
@@ -62,28 +54,28 @@ class Cvat(Exporter):
                 split: stack.enter_context(tempfile.TemporaryFile()) for split in tally.splits
             }
             with out:
-                for image in checked(images, splits):
+                for image in dataset.checked():
                     split = image.split or ALL
                     place = tally.images[split]
                     labels, texts = tally.read(image), read_texts(image, tally.skipped)
-                    lines = [_lines(*object_shape(label, classes)) for label in labels]
+                    lines = [_lines(*object_shape(label, dataset.classes)) for label in labels]
                     lines += [_lines(*_word_shape(text, word_label)) for text in texts]
                     if image.image_class is not None:
                         tags.add(image.image_class)
                         lines.append(f'    <tag label={attribute(image.image_class)} source="auto" />')
                     words += len(texts)
                     captions += bool(image.caption)
-                    name = self._place(image, fetch, out)
+                    name = self._place(image, dataset.fetch, out)
                     size = f'width="{image.width}" height="{image.height}"'
                     head = f'  <image id="{place}" name={attribute(name)} {size}>'
                     drafts[split].write("\n".join([head, *lines, "  </image>", ""]).encode())
-            labels_json = _labels(classes, sorted(tags), word_label if words else None)
+            labels_json = _labels(dataset.classes, sorted(tags), word_label if words else None)
             paths = []
             for split, draft in drafts.items():
-                folder = f"{split}/" if splits else ""
-                task = f"{provenance.get('pipeline') or 'labelmill'}{f' {split}' if splits else ''}"
+                folder = f"{split}/" if dataset.splits else ""
+                task = f"{dataset.provenance.get('pipeline') or 'labelmill'}{f' {split}' if dataset.splits else ''}"
                 with out.open(f"{folder}annotations.xml") as file:
-                    file.write(_head(task, split if splits else None, tally.images[split], labels_json))
+                    file.write(_head(task, split if dataset.splits else None, tally.images[split], labels_json))
                     draft.seek(0)
                     shutil.copyfileobj(draft, file)
                     file.write(b"</annotations>\n")
@@ -93,17 +85,12 @@ class Cvat(Exporter):
         if captions:
             notes.append(f"{captions} images have a caption, for which CVAT has no place.")
         made = [
-            {
-                "link": "Image files are hard links to the originals on the same disk, and else copies.",
-                "copy": "Image files are copies of the originals.",
-                "none": "There are no image files here; names are paths below the source's root.",
-            }[self.params.images]
-            + " Their bytes are as they were.",
+            how_placed(self.params.images, "There are no image files here; names are paths below the source's root."),
             "Coordinates are pixels of the upright image, as CVAT shows it.",
             "Set up: make a task with the content of `labels.json` under Raw and with the images, then upload "
-            "`annotations.xml` as CVAT 1.1." + (" Each split is a task of its own." if splits else ""),
+            "`annotations.xml` as CVAT 1.1." + (" Each split is a task of its own." if dataset.splits else ""),
         ]
-        out.write("README.md", dataset_card("Tasks for CVAT", tally, made, notes, provenance))
+        out.write("README.md", dataset_card("Tasks for CVAT", tally, made, notes, dataset.provenance))
         return tally.summary(notes, [*paths, "labels.json"])
 
     def _place(self, image: ExportImage, fetch: Fetch, out: Output) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.exports.base import ExportError, ExportImage
-from pipelines.exports.coco import IDS_PER_IMAGE, MAX_ID
-from pipelines.exports.labels import Label
+from pipelines.exports.base import ExportImage
+from pipelines.exports.labels import Label, object_id
 from pipelines.exports.texts import Text
 
 DIGITS = 2
@@ -39,21 +38,6 @@ def object_entry(image: ExportImage, label: Label, classes: Sequence[str]) -> di
     if label.models:
         entry["models"] = list(label.models)
     return entry
-
-
-def object_id(image: ExportImage, label: Label) -> int:
-    """An object's id, that of the COCO export: it changes neither when images are added nor between formats.
-
-    Raises:
-        ExportError: The image has more objects than ids.
-    """
-    number = image.image_id * IDS_PER_IMAGE + label.position
-    if label.position >= IDS_PER_IMAGE or number >= MAX_ID:
-        raise ExportError(
-            f"image {image.key!r}: ids have room for {IDS_PER_IMAGE - 1} objects an image and image_id up to "
-            f"{MAX_ID // IDS_PER_IMAGE - 1}, but this is object {label.position} of image_id {image.image_id}"
-        )
-    return number
 
 
 def word_entry(word: Text) -> dict[str, Any]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
-from pipelines.exports.base import Exporter, ExportImage, ExportParams, ExportSummary, Fetch, checked
-from pipelines.exports.card import dataset_card
-from pipelines.exports.entries import object_id
+from pipelines.exports.base import Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
+from pipelines.exports.card import dataset_card, how_placed
 from pipelines.exports.files import Output, file_name
-from pipelines.exports.labels import Label, Tally
+from pipelines.exports.labels import Label, Tally, object_id
 from pipelines.exports.streams import JsonList, json_bytes
 from pipelines.exports.texts import Text, read_texts
 
@@ -51,25 +50,17 @@ class FiftyOne(Exporter):
     class Params(ExportParams):
         """Parameters of the FiftyOne export."""
 
-    def write(
-        self,
-        images: Iterator[ExportImage],
-        classes: list[str],
-        splits: list[str],
-        fetch: Fetch,
-        out: Output,
-        provenance: dict[str, Any],
-    ) -> ExportSummary:
+    def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`."""
-        tally = Tally(classes, splits)
+        tally = Tally(dataset.classes, dataset.splits)
         seen: set[str] = set()
         with out.open("samples.json") as file:
             samples = JsonList(file, b'{"samples": [', b"]}\n")
             with out:
-                for image in checked(images, splits):
-                    sample = self._sample(image, self._place(image, fetch, out))
+                for image in dataset.checked():
+                    sample = self._sample(image, self._place(image, dataset.fetch, out))
                     labels, words = tally.read(image), read_texts(image, tally.skipped)
-                    detections = [_detection(image, label, classes) for label in labels]
+                    detections = [_detection(image, label, dataset.classes) for label in labels]
                     sample["detections"] = {"_cls": "Detections", "detections": detections}
                     if image.words is not None:
                         lines = [_polyline(image, word) for word in words]
@@ -81,20 +72,17 @@ class FiftyOne(Exporter):
                     seen.update(sample)
                     samples.add(sample)
             samples.close()
-        out.write("metadata.json", json_bytes(_metadata(classes, seen, provenance)) + b"\n")
+        out.write("metadata.json", json_bytes(_metadata(dataset.classes, seen, dataset.provenance)) + b"\n")
         made = [
-            {
-                "link": "Image files are hard links to the originals on the same disk, and else copies.",
-                "copy": "Image files are copies of the originals.",
-                "none": "There are no image files here: import with the source's root as `rel_dir`.",
-            }[self.params.images]
-            + " Their bytes are as they were.",
+            how_placed(
+                self.params.images, "There are no image files here: import with the source's root as `rel_dir`."
+            ),
             "`fiftyone.Dataset.from_dir(FOLDER, dataset_type=fiftyone.types.FiftyOneDataset)` opens it.",
             "Numbers are shares of the upright image. The box of an object with a mask is the mask's, in whole pixels.",
             "Splits are tags of samples.",
         ]
         notes = tally.notes()
-        out.write("README.md", dataset_card("Dataset for FiftyOne", tally, made, notes, provenance))
+        out.write("README.md", dataset_card("Dataset for FiftyOne", tally, made, notes, dataset.provenance))
         return tally.summary(notes, ["metadata.json", "samples.json"])
 
     def _place(self, image: ExportImage, fetch: Fetch, out: Output) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.exports.base import ALL, Exporter, ExportError, ExportImage, ExportSummary, Fetch, checked
+from pipelines.exports.base import ALL, Dataset, Exporter, ExportError, ExportSummary
 from pipelines.exports.card import dataset_card
 from pipelines.exports.entries import object_entry, word_entry
 from pipelines.exports.files import Output, file_name
@@ -56,29 +55,21 @@ class HuggingFace(Exporter):
 
         megabytes: int = Field(500, ge=1)
 
-    def write(
-        self,
-        images: Iterator[ExportImage],
-        classes: list[str],
-        splits: list[str],
-        fetch: Fetch,
-        out: Output,
-        provenance: dict[str, Any],
-    ) -> ExportSummary:
+    def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`.
 
         Raises:
             ExportError: Also for a split whose name `datasets` does not take.
         """
-        names = _split_names(splits)
-        tally = Tally(classes, splits)
-        schema = features(classes).arrow_schema
+        names = _split_names(dataset.splits)
+        tally = Tally(dataset.classes, dataset.splits)
+        schema = features(dataset.classes).arrow_schema
         with ExitStack() as stack:
             files = {
                 split: stack.enter_context(_Files(names[split], schema, out, self.params.megabytes * MEGABYTE))
                 for split in tally.splits
             }
-            for image, data in with_bytes(checked(images, splits), fetch):
+            for image, data in with_bytes(dataset.checked(), dataset.fetch):
                 labels = tally.read(image)
                 words = None if image.words is None else read_texts(image, tally.skipped)
                 row = {
@@ -87,7 +78,7 @@ class HuggingFace(Exporter):
                     "key": image.key,
                     "width": image.width,
                     "height": image.height,
-                    "objects": _objects([object_entry(image, label, classes) for label in labels]),
+                    "objects": _objects([object_entry(image, label, dataset.classes) for label in labels]),
                     "words": None if words is None else _words([word_entry(word) for word in words]),
                     "caption": image.caption,
                     "class": image.image_class,
@@ -95,7 +86,7 @@ class HuggingFace(Exporter):
                 files[image.split or ALL].add(row, len(data))
             paths = [path for split in tally.splits for path in files[split].paths]
         notes = tally.notes()
-        if "val" in splits:
+        if "val" in dataset.splits:
             notes.append("The split val is called validation, as is the custom with `datasets`.")
         made = [
             "`datasets.load_dataset(FOLDER)` opens it; image bytes in the Parquet files are as they were.",
@@ -107,7 +98,7 @@ class HuggingFace(Exporter):
         empty = [names[split] for split in tally.splits if not tally.images[split]]
         if empty:
             notes.append(f"Left out, since `load_dataset` refuses a split without images: {', '.join(empty)}.")
-        card = dataset_card("Dataset for Hugging Face datasets", tally, made, notes, provenance)
+        card = dataset_card("Dataset for Hugging Face datasets", tally, made, notes, dataset.provenance)
         out.write("README.md", _front_matter([names[split] for split in present]) + card)
         return tally.summary(notes, paths)
 

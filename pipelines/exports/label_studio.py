@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 from urllib.parse import quote
 
-from pipelines.exports.base import ALL, Exporter, ExportImage, ExportParams, ExportSummary, Fetch, checked
+from pipelines.exports.base import ALL, Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
 from pipelines.exports.card import dataset_card
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Label, Tally
@@ -49,42 +49,38 @@ class LabelStudio(Exporter):
     class Params(ExportParams):
         """Parameters of the Label Studio export."""
 
-    def write(
-        self,
-        images: Iterator[ExportImage],
-        classes: list[str],
-        splits: list[str],
-        fetch: Fetch,
-        out: Output,
-        provenance: dict[str, Any],
-    ) -> ExportSummary:
+    def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`."""
-        tally = Tally(classes, splits)
-        model_version = _model_version(provenance)
+        tally = Tally(dataset.classes, dataset.splits)
+        model_version = _model_version(dataset.provenance)
         choices: set[str] = set()
         inside = words = captions = 0
-        paths = {split: f"tasks_{split}.json" if splits else "tasks.json" for split in tally.splits}
+        paths = {split: f"tasks_{split}.json" if dataset.splits else "tasks.json" for split in tally.splits}
         with ExitStack() as stack:
             files = {split: JsonList(stack.enter_context(out.open(path))) for split, path in paths.items()}
             with out:
-                for image in checked(images, splits):
+                for image in dataset.checked():
                     labels, texts = tally.read(image), read_texts(image, tally.skipped)
                     inside += self.params.images == "none" and bool(parse(image.uri)[1])
                     words += len(texts)
                     captions += bool(image.caption)
                     if image.image_class is not None:
                         choices.add(image.image_class)
-                    results = [region for label in labels for region in regions(image, label, classes)]
+                    results = [region for label in labels for region in regions(image, label, dataset.classes)]
                     results += [region for text in texts for region in _word(image, text)]
                     results += _of_image(image)
                     prediction: dict[str, Any] = {"model_version": model_version, "result": results}
                     scores = [label.score for label in labels if label.score is not None]
                     if scores:
                         prediction["score"] = round(min(scores), 4)
-                    files[image.split or ALL].add({"data": self.data(image, fetch, out), "predictions": [prediction]})
+                    files[image.split or ALL].add(
+                        {"data": self.data(image, dataset.fetch, out), "predictions": [prediction]}
+                    )
             for file in files.values():
                 file.close()
-        out.write("config.xml", labelling_config(classes, sorted(choices), bool(words), bool(captions)).encode())
+        out.write(
+            "config.xml", labelling_config(dataset.classes, sorted(choices), bool(words), bool(captions)).encode()
+        )
         notes = tally.notes()
         if inside:
             notes.append(f"{inside} images lie inside archives, which Label Studio cannot open: use images: copy.")
@@ -95,7 +91,7 @@ class LabelStudio(Exporter):
             "least 0.99. Export to COCO for the exact masks.",
             "Set up: make a project with `config.xml` as its labelling interface and import the tasks.",
         ]
-        out.write("README.md", dataset_card("Tasks for Label Studio", tally, made, notes, provenance))
+        out.write("README.md", dataset_card("Tasks for Label Studio", tally, made, notes, dataset.provenance))
         return tally.summary(notes, [*paths.values(), "config.xml"])
 
     def data(self, image: ExportImage, fetch: Fetch, out: Output) -> dict[str, Any]:

@@ -14,6 +14,13 @@ from pipelines.exports.masks import Mask, MaskError, read_mask
 MIN_SIDE = 0.5
 """Pixels of a box inside the image, in width and in height, below which there is nothing to label."""
 
+IDS_PER_IMAGE = 100_000
+"""An object's id is ``image_id * IDS_PER_IMAGE + position``: images added later change no id, two images never share
+one, and a person can read the image and the place in it off the number."""
+
+MAX_ID = 2**53
+"""Beyond it, a reader that keeps ids as doubles (COCOeval, JavaScript) confuses them."""
+
 NOT_FINITE = "box has a coordinate that is missing or not finite"
 INVERTED = "box is inverted"
 OUTSIDE = "box lies outside the image"
@@ -41,6 +48,21 @@ class Label:
     score: float | None
     prompt: str | None
     models: tuple[str, ...] = ()
+
+
+def object_id(image: ExportImage, label: Label) -> int:
+    """An object's id, which changes neither when images are added nor between formats.
+
+    Raises:
+        ExportError: The image has more objects than ids.
+    """
+    number = image.image_id * IDS_PER_IMAGE + label.position
+    if label.position >= IDS_PER_IMAGE or number >= MAX_ID:
+        raise ExportError(
+            f"image {image.key!r}: ids have room for {IDS_PER_IMAGE - 1} objects an image and image_id up to "
+            f"{MAX_ID // IDS_PER_IMAGE - 1}, but this is object {label.position} of image_id {image.image_id}"
+        )
+    return number
 
 
 class Tally:

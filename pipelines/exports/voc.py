@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import posixpath
-from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
 from xml.etree import ElementTree
 
-from pipelines.exports.base import Exporter, ExportImage, ExportParams, ExportSummary, Fetch, checked
-from pipelines.exports.card import dataset_card
+from pipelines.exports.base import Dataset, Exporter, ExportImage, ExportParams, ExportSummary
+from pipelines.exports.card import dataset_card, how_placed
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Label, Tally
 
@@ -44,31 +42,23 @@ class Voc(Exporter):
     class Params(ExportParams):
         """Parameters of the Pascal VOC export: `images`, see `ExportParams`."""
 
-    def write(
-        self,
-        images: Iterator[ExportImage],
-        classes: list[str],
-        splits: list[str],
-        fetch: Fetch,
-        out: Output,
-        provenance: dict[str, Any],
-    ) -> ExportSummary:
+    def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`."""
-        tally = Tally(classes, splits)
+        tally = Tally(dataset.classes, dataset.splits)
         masks = others = 0
-        names = _sets(splits)
-        database = str(provenance.get("pipeline") or "labelmill")
+        names = _sets(dataset.splits)
+        database = str(dataset.provenance.get("pipeline") or "labelmill")
         with out, ExitStack() as stack:
             lists = {name: stack.enter_context(out.open(f"ImageSets/Main/{name}.txt")) for name in names}
-            for image in checked(images, splits):
+            for image in dataset.checked():
                 labels = tally.read(image)
                 stem, extension = posixpath.splitext(file_name(image))
                 file = stem + (".jpg" if image.format in JPEG else extension)
                 others += image.format not in JPEG
                 masks += sum(label.mask is not None for label in labels)
                 if self.params.images != "none":
-                    out.place(image, fetch, f"JPEGImages/{file}", self.params.images)
-                out.write(f"Annotations/{stem}.xml", _annotation(image, file, labels, classes, database))
+                    out.place(image, dataset.fetch, f"JPEGImages/{file}", self.params.images)
+                out.write(f"Annotations/{stem}.xml", _annotation(image, file, labels, dataset.classes, database))
                 for name in names:
                     if name == (image.split or UNDIVIDED) or (name == UNDIVIDED and image.split in ("train", "val")):
                         lists[name].write(f"{stem}\n".encode("ascii"))
@@ -81,17 +71,15 @@ class Voc(Exporter):
             notes.append(
                 f"{others} images are not JPEG; loaders that look for JPEGImages/*.jpg, as torchvision does, miss them."
             )
-        out.write("README.md", dataset_card("Dataset in Pascal VOC format", tally, self._made(), notes, provenance))
+        out.write(
+            "README.md", dataset_card("Dataset in Pascal VOC format", tally, self._made(), notes, dataset.provenance)
+        )
         return tally.summary(notes, [f"ImageSets/Main/{name}.txt" for name in names])
 
     def _made(self) -> list[str]:
-        files = {
-            "link": "Image files are hard links to the originals where these are on the same disk, and else copies.",
-            "copy": "Image files are copies of the originals.",
-            "none": "There are no image files here; `source/image` is the path below the source's root.",
-        }
+        none = "There are no image files here; `source/image` is the path below the source's root."
         return [
-            files[self.params.images] + " Their bytes are as they were.",
+            how_placed(self.params.images, none),
             "Coordinates are whole pixels of the upright image, from 1, the last one inside: a loader must apply the "
             "EXIF orientation.",
             "The number at the start of a file's name is the image's id.",

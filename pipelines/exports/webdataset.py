@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.exports.base import ALL, Exporter, ExportImage, ExportSummary, Fetch, checked
+from pipelines.exports.base import ALL, Dataset, Exporter, ExportSummary
 from pipelines.exports.card import dataset_card
 from pipelines.exports.entries import object_entry, word_entry
 from pipelines.exports.files import Output, file_name
@@ -51,24 +50,16 @@ class WebDataset(Exporter):
         samples: int = Field(10_000, ge=1)
         megabytes: int = Field(500, ge=1)
 
-    def write(
-        self,
-        images: Iterator[ExportImage],
-        classes: list[str],
-        splits: list[str],
-        fetch: Fetch,
-        out: Output,
-        provenance: dict[str, Any],
-    ) -> ExportSummary:
+    def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`."""
-        tally = Tally(classes, splits)
+        tally = Tally(dataset.classes, dataset.splits)
         counts = {"words": 0, "captions": 0}
         with ExitStack() as stack:
             tars = {
                 split: stack.enter_context(_Tars(split, out, self.params.samples, self.params.megabytes * MEGABYTE))
                 for split in tally.splits
             }
-            for image, data in with_bytes(checked(images, splits), fetch):
+            for image, data in with_bytes(dataset.checked(), dataset.fetch):
                 labels = tally.read(image)
                 words = read_texts(image, tally.skipped)
                 entry: dict[str, Any] = {
@@ -76,7 +67,7 @@ class WebDataset(Exporter):
                     "key": image.key,
                     "width": image.width,
                     "height": image.height,
-                    "objects": [object_entry(image, label, classes) for label in labels],
+                    "objects": [object_entry(image, label, dataset.classes) for label in labels],
                 }
                 if image.words is not None:
                     entry["words"] = [word_entry(word) for word in words]
@@ -90,7 +81,7 @@ class WebDataset(Exporter):
                 counts["captions"] += bool(image.caption)
                 tars[image.split or ALL].add(f"{image.image_id:08d}", files)
             paths = [path for split in tally.splits for path in tars[split].paths]
-        out.write("classes.txt", "".join(f"{name}\n" for name in classes).encode("utf-8", "backslashreplace"))
+        out.write("classes.txt", "".join(f"{name}\n" for name in dataset.classes).encode("utf-8", "backslashreplace"))
         notes = tally.notes()
         made = [
             "Each tar holds samples: the original image bytes, a `.json` with the labels"
@@ -101,7 +92,7 @@ class WebDataset(Exporter):
         ]
         if counts["words"]:
             made.append(f"There are {counts['words']} words.")
-        out.write("README.md", dataset_card("Dataset in WebDataset format", tally, made, notes, provenance))
+        out.write("README.md", dataset_card("Dataset in WebDataset format", tally, made, notes, dataset.provenance))
         return tally.summary(notes, paths)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import field_validator
 
 from pipelines.exports import yolo_lines
-from pipelines.exports.base import ALL, Exporter, ExportError, ExportImage, ExportParams, ExportSummary, Fetch, checked
-from pipelines.exports.card import dataset_card
+from pipelines.exports.base import ALL, Dataset, Exporter, ExportError, ExportImage, ExportParams, ExportSummary
+from pipelines.exports.card import dataset_card, how_placed
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Tally
 from pipelines.exports.texts import read_texts
@@ -79,37 +78,28 @@ class Yolo(Exporter):
     def needs(self) -> tuple[str, ...]:
         return ("class",) if self.params.task == "classify" else ()
 
-    def write(
-        self,
-        images: Iterator[ExportImage],
-        classes: list[str],
-        splits: list[str],
-        fetch: Fetch,
-        out: Output,
-        provenance: dict[str, Any],
-    ) -> ExportSummary:
+    def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`.
 
         Raises:
             ExportError: Also for a split that is not train, val or test.
         """
-        for split in splits:
+        for split in dataset.splits:
             if split not in SPLITS:
                 raise ExportError(f"a split must be train, val or test in YOLO but is {split!r}")
         if self.params.task == "classify":
-            mode = self.params.images
-            return write_classes(images, classes, splits, fetch, out, provenance, mode, self._made())
-        tally, readable = Tally(classes, splits), Readable()
+            return write_classes(dataset, out, self.params.images, self._made())
+        tally, readable = Tally(dataset.classes, dataset.splits), Readable()
         with out:
-            for image in checked(images, splits):
+            for image in dataset.checked():
                 folder = image.split or "train"
                 name = file_name(image)
                 lines = self._lines(image, tally)
-                out.place(image, fetch, f"images/{folder}/{name}", self.params.images)
+                out.place(image, dataset.fetch, f"images/{folder}/{name}", self.params.images)
                 label_file = f"labels/{folder}/{name.rpartition('.')[0]}.txt"
                 out.write(label_file, "".join(f"{line}\n" for line in lines).encode("ascii"))
                 readable.see(image)
-        present = [split for split in SPLITS if tally.images.get(split)] if splits else ["train"]
+        present = [split for split in SPLITS if tally.images.get(split)] if dataset.splits else ["train"]
         for split in present:
             out.folder(f"images/{split}")
             out.folder(f"labels/{split}")
@@ -123,7 +113,7 @@ class Yolo(Exporter):
             notes.append("There is no val split: `val` in data.yaml is train, and measures nothing about new images.")
         elif "train" not in present:
             notes.append("There is no train split: `train` in data.yaml is null.")
-        out.write("README.md", dataset_card("Dataset in YOLO format", tally, self._made(), notes, provenance))
+        out.write("README.md", dataset_card("Dataset in YOLO format", tally, self._made(), notes, dataset.provenance))
         return tally.summary(notes, ["data.yaml"])
 
     def _lines(self, image: ExportImage, tally: Tally) -> list[str]:
@@ -143,10 +133,6 @@ class Yolo(Exporter):
         return lines
 
     def _made(self) -> list[str]:
-        files = {
-            "link": "Image files are hard links to the originals where these are on the same disk, and else copies.",
-            "copy": "Image files are copies of the originals.",
-        }
         labels = {
             "detect": "Labels are boxes.",
             "segment": "Labels are polygons, one for each object: holes and further parts are joined by bridges.",
@@ -155,7 +141,7 @@ class Yolo(Exporter):
         }
         upright = " They fit the upright image: a loader must apply the EXIF orientation."
         return [
-            files[self.params.images] + " Their bytes are as they were.",
+            how_placed(self.params.images),
             labels[self.params.task] + (upright if self.params.task != "classify" else ""),
             "The number at the start of a file's name is the image's id.",
         ]

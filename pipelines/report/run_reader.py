@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.errors import UserError
+from pipelines.errors import UnfinishedRun
 from pipelines.inspect_run import reopen
 from pipelines.layout import Layout, column_of
 from pipelines.outcomes import Outcome, outcomes
@@ -67,14 +67,14 @@ class RunReader:
         summary: What its ``summary.json`` holds.
 
     Raises:
-        UserError: The run is not finished.
+        UnfinishedRun: It is not finished.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.pipeline, self.layout, self.shards = reopen(folder)
         if not self.layout.store.exists(SUMMARY_FILE):
-            raise UserError(f"the run {folder} is not finished; run its pipeline again to go on")
+            raise UnfinishedRun(folder)
         self.summary: Figures = json.loads(self.layout.store.read(SUMMARY_FILE))
         self._size = self.pipeline.settings.shard_size
 
@@ -93,13 +93,13 @@ class RunReader:
 
     def name(self, column: Input) -> str:
         """How a pipeline calls a column: ``step.column``."""
-        return f"{'source' if column.step is None else self.steps[column.step].name}.{column.column}"
+        return column.name(self.steps)
 
     def walk(self, collectors: Sequence[Collector]) -> None:
         """Show every shard to every collector.
 
         Raises:
-            UserError: A step is not done for a shard.
+            UnfinishedRun: A step is not done for a shard.
         """
         wanted: dict[int | None, list[str]] = defaultdict(list)
         for column in (column for collector in collectors for column in collector.reads()):
@@ -111,7 +111,7 @@ class RunReader:
                 for collector in collectors:
                     collector.see(view)
         except FileNotFoundError as error:
-            raise UserError(f"the run {self.folder} is not finished; run its pipeline again to go on") from error
+            raise UnfinishedRun(self.folder) from error
 
     def names(self, ids: Iterable[int]) -> dict[int, tuple[str, str]]:
         """Key and uri of chosen images, by image_id."""

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError, nearest
+from pipelines.errors import UnfinishedRun, UserError, nearest
 from pipelines.export_columns import labels_column, models_used
 from pipelines.export_run import export_images
 from pipelines.exports import exporter
-from pipelines.exports.base import Exporter, ExportError, ExportImage, Fetch
+from pipelines.exports.base import Dataset, Exporter, ExportError, ExportImage, Fetch
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.label_studio import LabelStudio
 from pipelines.inspect_run import reopen
@@ -90,7 +90,7 @@ def export_review(
         )
         classes = export_classes(pipeline, layout, shards, open_source(pipeline.settings.source))
     except FileNotFoundError as error:
-        raise UserError(f"the run {run} is not finished; run its pipeline again to go on") from error
+        raise UnfinishedRun(run) from error
     if not picks:
         raise UserError(f"the run {run} must have images to review but every one it kept has been drawn and reviewed")
     content = [TOOLS[tool], labels.column, fingerprint, seed, classes, [[each.image_id, each.random] for each in picks]]
@@ -98,7 +98,7 @@ def export_review(
         review=hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8],
         pipeline=pipeline.settings.name,
         tool=TOOLS[tool],
-        labels=f"{'source' if step is None else step.name}.{labels.column}",
+        labels=labels.name(layout.steps),
         fingerprint=fingerprint,
         classes=tuple(classes),
         seed=seed,
@@ -114,7 +114,7 @@ def export_review(
     provenance = {"pipeline": details.pipeline, "review": details.review, "models": models_used(layout.steps)}
     target = _output(out)
     try:
-        summary = _exporter(tool, chosen).write(shown, classes, [], fetch, target, provenance)
+        summary = _exporter(tool, chosen).write(Dataset(shown, classes, [], fetch, provenance), target)
     except ExportError as error:
         raise UserError(f"the tasks cannot be written: {error}") from error
     manifest = manifest_bytes(rows, details)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipelines.exports.base import ExportImage
+from pipelines.exports import exporter
+from pipelines.exports.base import Dataset, ExportImage, ExportSummary, Fetch
+from pipelines.exports.files import Output
 
 CLASSES = ["disc", "stop sign", "ring"]
 
@@ -105,6 +108,26 @@ def read(uri: str) -> bytes:
 def refuse(uri: str) -> bytes:
     """For tests in which nothing must be read."""
     raise AssertionError(f"read {uri}")
+
+
+def write_dataset(
+    name: str,
+    out: Path | Output,
+    pictures: Iterable[ExportImage],
+    splits: tuple[str, ...] = (),
+    classes: list[str] = CLASSES,
+    *,
+    provenance: dict[str, Any] | None = None,
+    fetch: Fetch = read,
+    **params: Any,
+) -> ExportSummary:
+    """Write images in a format, to a folder on disk or elsewhere."""
+    kind = exporter(name)
+    place = Output(fsspec.filesystem("file"), str(out)) if isinstance(out, Path) else out
+    dataset = Dataset(
+        iter(pictures), classes, list(splits), fetch, {"run": "test"} if provenance is None else provenance
+    )
+    return kind(kind.Params.model_validate(params)).write(dataset, place)
 
 
 def tree(root: Path) -> dict[str, bytes]:

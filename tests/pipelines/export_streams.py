@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
-from pipelines.exports import exporter
-from pipelines.exports.base import ExportImage, ExportSummary
-from pipelines.exports.files import Output
-from tests.pipelines.export_scenes import CLASSES, detection, disc, read, scenes
+from pipelines.exports.base import ExportImage
+from tests.pipelines.export_scenes import detection, disc, scenes, write_dataset
 
 MODELS = ["grounding-dino-tiny@9f2c61ab04d7", "sam-vit-b@0123456789ab"]
 PROVENANCE = {
@@ -23,19 +20,7 @@ PROVENANCE = {
 WORD = {"text": "STOP \u2013 <b>", "confidence": 0.5, "quad": [10, 11, 40, 12, 40, 30, 10, 28], "line": 0}
 
 
-def export(
-    name: str,
-    folder: Path,
-    pictures: Iterable[ExportImage],
-    splits: tuple[str, ...] = (),
-    classes: list[str] = CLASSES,
-    **params: Any,
-) -> ExportSummary:
-    """Write images in a format."""
-    kind = exporter(name)
-    out = Output(fsspec.filesystem("file"), str(folder))
-    writer = kind(kind.Params.model_validate(params))
-    return writer.write(iter(pictures), classes, list(splits), read, out, PROVENANCE)
+export = partial(write_dataset, provenance=PROVENANCE)
 
 
 def full_scenes(folder: Path, count: int, splits: tuple[str, ...] = ()) -> list[ExportImage]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipelines.exports import exporter
 from pipelines.exports.base import ExportError, ExportImage, ExportSummary
 from pipelines.exports.files import Output
 from tests.pipelines.export_scenes import (
@@ -21,27 +21,15 @@ from tests.pipelines.export_scenes import (
     detection,
     disc,
     picture,
-    read,
     refuse,
     ring,
     rle,
     scenes,
     tree,
+    write_dataset,
 )
 
-
-def export(
-    folder: Path,
-    pictures: list[ExportImage] | Iterator[ExportImage],
-    splits: tuple[str, ...] = (),
-    classes: list[str] = CLASSES,
-    provenance: dict[str, Any] | None = None,
-    **params: Any,
-) -> ExportSummary:
-    coco = exporter("coco")
-    out = Output(fsspec.filesystem("file"), str(folder))
-    writer = coco(coco.Params.model_validate(params))
-    return writer.write(iter(pictures), classes, list(splits), read, out, provenance or {"run": "test"})
+export = partial(write_dataset, "coco")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -191,7 +179,7 @@ def test_ids_that_do_not_fit_a_double_are_refused(tmp_path: Path, monkeypatch: p
     assert labels_in(tmp_path / "coco")[0]["id"] < 2**53
     with pytest.raises(ExportError, match=r"room for 99999 objects an image and image_id up to"):
         export(tmp_path / "other", [picture(tmp_path, last + 2, found)])
-    monkeypatch.setattr("pipelines.exports.coco.IDS_PER_IMAGE", 10)
+    monkeypatch.setattr("pipelines.exports.labels.IDS_PER_IMAGE", 10)
     export(tmp_path / "third", [picture(tmp_path, 1, found * 9)])
     with pytest.raises(ExportError, match=r"room for 9 objects an image .* this is object 10 of image_id 1"):
         export(tmp_path / "fourth", [picture(tmp_path, 1, found * 10)])
@@ -286,9 +274,7 @@ def test_scores_and_prompts(tmp_path: Path) -> None:
 
 def test_labels_alone(tmp_path: Path) -> None:
     images = list(scenes(tmp_path / "source", 3))
-    coco = exporter("coco")
-    out = Output(fsspec.filesystem("file"), str(tmp_path / "coco"))
-    coco(coco.Params.model_validate({"images": "none"})).write(iter(images), CLASSES, [], refuse, out, {})
+    export(tmp_path / "coco", images, images="none", fetch=refuse)
     assert sorted(tree(tmp_path / "coco")) == ["README.md", "annotations/instances.json"]
     entries = load(tmp_path / "coco/annotations/instances.json")["images"]
     assert [entry["file_name"] for entry in entries] == [image.key for image in images]
@@ -375,9 +361,7 @@ def test_labels_are_upright_and_bytes_are_not_touched(tmp_path: Path) -> None:
 
 def test_an_object_store(s3: str, tmp_path: Path) -> None:
     filesystem = fsspec.filesystem("s3")
-    coco = exporter("coco")
-    images = scenes(tmp_path / "source", 4)
-    coco(coco.Params()).write(images, CLASSES, [], read, Output(filesystem, f"{s3}/coco"), {"run": "test"})
+    export(Output(filesystem, f"{s3}/coco"), scenes(tmp_path / "source", 4))
     export(tmp_path / "coco", scenes(tmp_path / "source", 4))
     stored = {name.removeprefix(f"{s3}/coco/"): filesystem.cat_file(name) for name in filesystem.find(f"{s3}/coco")}
     assert stored == tree(tmp_path / "coco")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from pycocotools.coco import COCO
 
-from pipelines.exports import exporter
-from pipelines.exports.base import ExportSummary
-from pipelines.exports.files import Output
-from tests.pipelines.export_scenes import CLASSES, detection, picture, read
+from tests.pipelines.export_scenes import detection, picture, write_dataset
 
 MODELS = [
     {"step": "detect", "parameter": "model", "reference": "dino@9f2c61ab04d7", "licence": "Apache-2.0"},
@@ -21,11 +18,7 @@ MODELS = [
 ]
 
 
-def export(folder: Path, images: list[Any], splits: tuple[str, ...] = (), **params: Any) -> ExportSummary:
-    coco = exporter("coco")
-    out = Output(fsspec.filesystem("file"), str(folder))
-    writer = coco(coco.Params.model_validate(params))
-    return writer.write(iter(images), CLASSES, list(splits), read, out, {"pipeline": "street", "models": MODELS})
+export = partial(write_dataset, "coco", provenance={"pipeline": "street", "models": MODELS})
 
 
 def document(path: Path) -> dict[str, Any]:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
 
 from pipelines.exports import exporter
-from pipelines.exports.base import ExportError, ExportImage, ExportSummary
-from pipelines.exports.files import Output
-from tests.pipelines.export_scenes import CLASSES, detection, disc, picture, read, tree
+from pipelines.exports.base import ExportError, ExportImage
+from tests.pipelines.export_scenes import CLASSES, detection, disc, picture, tree, write_dataset
 
-
-def export(folder: Path, images: list[ExportImage], splits: tuple[str, ...] = (), **params: Any) -> ExportSummary:
-    crops = exporter("crops")
-    out = Output(fsspec.filesystem("file"), str(folder))
-    writer = crops(crops.Params.model_validate(params))
-    return writer.write(iter(images), CLASSES, list(splits), read, out, {"run": "test"})
+export = partial(write_dataset, "crops")
 
 
 def pixels(path: Path | str) -> np.ndarray:

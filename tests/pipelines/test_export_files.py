@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from operators.base import RowError
 from pipelines.errors import UserError
 from pipelines.exports import EXPORT_NAMES, exporter
-from pipelines.exports.base import ExportError, ExportImage, checked
+from pipelines.exports.base import Dataset, ExportError, ExportImage
 from pipelines.exports.card import dataset_card, escaped
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Tally
@@ -214,7 +214,7 @@ def test_a_file_half_written_does_not_appear_in_an_object_store(s3: str) -> None
 def test_the_promises_of_the_stream_are_checked() -> None:
     def problem(images: list[ExportImage], splits: list[str]) -> str:
         with pytest.raises(ExportError) as error:
-            list(checked(iter(images), splits))
+            list(Dataset(iter(images), [], splits, refuse, {}).checked())
         return str(error.value)
 
     assert "ascending image_id" in problem([image(number=2), image(number=1)], [])

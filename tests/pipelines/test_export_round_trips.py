@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import fsspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,20 +16,12 @@ from pycocotools import mask as coco_mask
 
 from operators.miniatures.world import World
 from operators.schemas import SIDES
-from pipelines.exports import exporter
 from pipelines.exports.base import ExportImage
-from pipelines.exports.files import Output
 from pipelines.sources import Entry, SourceSpec, open_source
-from tests.pipelines.export_scenes import CLASSES, detection, disc, picture, read
+from tests.pipelines.export_scenes import CLASSES, detection, disc, picture, write_dataset
 
 WIDTH, HEIGHT = 64, 48
 PIXEL = 1.0
-
-
-def export(name: str, folder: Path, images: list[ExportImage], splits: tuple[str, ...] = (), **params: Any) -> None:
-    kind = exporter(name)
-    out = Output(fsspec.filesystem("file"), str(folder))
-    kind(kind.Params.model_validate(params)).write(iter(images), CLASSES, list(splits), read, out, {"run": "test"})
 
 
 def scanned(section: dict[str, Any]) -> list[Entry]:
@@ -95,7 +86,7 @@ def pictures(folder: Path, found: list[list[dict[str, Any]]]) -> list[ExportImag
 @given(found=scenes)
 def test_coco(originals: Path, found: list[list[dict[str, Any]]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        export("coco", Path(folder), pictures(originals, found), scores=True)
+        write_dataset("coco", Path(folder), pictures(originals, found), scores=True)
         entries = scanned({"coco": f"{folder}/annotations/instances.json"})
     for entry, expected in zip(entries, found, strict=True):
         assert entry.labels is not None
@@ -122,7 +113,7 @@ def test_yolo_boxes(originals: Path, found: list[list[dict[str, Any]]]) -> None:
     # The source takes a line that stands twice for a mistake, as Ultralytics does.
     found = [without_repeats(each) for each in found]
     with tempfile.TemporaryDirectory() as folder:
-        export("yolo", Path(folder), pictures(originals, found))
+        write_dataset("yolo", Path(folder), pictures(originals, found))
         entries = scanned({"yolo": f"{folder}/data.yaml"})
     for entry, expected in zip(entries, found, strict=True):
         assert [label["class"] for label in entry.labels or []] == [truth["class"] for truth in expected]
@@ -134,7 +125,7 @@ def test_yolo_boxes(originals: Path, found: list[list[dict[str, Any]]]) -> None:
 @given(found=scenes)
 def test_voc(originals: Path, found: list[list[dict[str, Any]]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        export("voc", Path(folder), pictures(originals, found))
+        write_dataset("voc", Path(folder), pictures(originals, found))
         entries = scanned({"voc": folder})
     for entry, expected in zip(entries, found, strict=True):
         assert [label["class"] for label in entry.labels or []] == [truth["class"] for truth in expected]
@@ -151,7 +142,7 @@ def test_voc_keeps_whole_pixels_and_splits(originals: Path, tmp_path: Path) -> N
         picture(originals, image.image_id, image.detections, split, format="JPEG", key=image.key)
         for image, split in zip(images, splits, strict=True)
     ]
-    export("voc", tmp_path / "voc", images, ("train", "val", "test"))
+    write_dataset("voc", tmp_path / "voc", images, ("train", "val", "test"))
     entries = scanned({"voc": str(tmp_path / "voc")})
     assert [entry.split for entry in entries] == splits
     assert [corners(label) for label in entries[0].labels or []] == [[0, 0, WIDTH, HEIGHT], [3, 4, 4, 5]]
@@ -189,7 +180,7 @@ def test_masks_of_drawn_objects_survive_polygons(
         simple += sum(is_simple(thing.mask) for thing in world.scene(number).objects if thing.mask.sum() > 30)
         images.append(picture(tmp_path / "source", number, found, width=256, height=256))
     assert simple >= 12
-    export(name, tmp_path / "out", images, **params)
+    write_dataset(name, tmp_path / "out", images, **params)
     entries = scanned({kind: str(tmp_path / "out" / file) for kind, file in section.items()})
     for entry, image in zip(entries, images, strict=True):
         assert len(entry.labels or []) == len(image.detections)
@@ -201,7 +192,7 @@ def test_masks_of_drawn_objects_survive_polygons(
 
 def test_a_mask_of_one_pixel_is_reported_by_yolo_and_not_lost_silently(tmp_path: Path) -> None:
     image = picture(tmp_path / "source", 1, [detection("disc", (5, 5, 6, 6), disc(48, 64, 5, 5, 0))])
-    export("yolo", tmp_path / "yolo", [image], task="segment")
+    write_dataset("yolo", tmp_path / "yolo", [image], task="segment")
     source = open_source(SourceSpec(yolo=str(tmp_path / "yolo/data.yaml")))
     (entry,) = source.scan()
     assert "00000001-1.txt:1 has a polygon that is a single point" in (entry.problem or "")
@@ -230,9 +221,7 @@ def test_writers_look_ahead_by_a_bounded_number_of_images(tmp_path: Path, name: 
                 number, f"{number}.png", original.uri, 64, 48, None, found, "PNG", image_class="disc", caption="A disc."
             )
 
-    kind = exporter(name)
-    writer = kind(kind.Params.model_validate(params))
-    writer.write(stream(), CLASSES, [], read, Output(fsspec.filesystem("file"), str(tmp_path / "out")), {})
+    write_dataset(name, tmp_path / "out", stream(), **params)
     assert len(behind) == 120
     assert max(behind) <= 16
     assert len(set(behind[20:])) <= 16
@@ -245,7 +234,7 @@ def test_files_stay_when_images_are_added(tmp_path: Path, name: str, params: dic
         for number in range(1, 7)
     ]
     for count in (4, 6):
-        export(name, tmp_path / str(count), images[:count], **params)
+        write_dataset(name, tmp_path / str(count), images[:count], **params)
     first, second = (
         {str(path.relative_to(tmp_path / count)): path.read_bytes() for path in (tmp_path / count).rglob("*.*")}
         for count in ("4", "6")

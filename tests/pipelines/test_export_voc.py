@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import fsspec
 import pytest
 
-from pipelines.exports import exporter
-from pipelines.exports.base import ExportError, ExportImage, ExportSummary
+from pipelines.exports.base import ExportError, ExportImage
 from pipelines.exports.files import Output
-from tests.pipelines.export_scenes import CLASSES, detection, disc, picture, read, tree
+from tests.pipelines.export_scenes import detection, disc, picture, tree, write_dataset
 
-
-def export(
-    folder: Path, pictures: list[ExportImage], splits: tuple[str, ...] = (), classes: list[str] = CLASSES, **params: Any
-) -> ExportSummary:
-    voc = exporter("voc")
-    out = Output(fsspec.filesystem("file"), str(folder))
-    writer = voc(voc.Params.model_validate(params))
-    return writer.write(iter(pictures), classes, list(splits), read, out, {"pipeline": "street"})
+export = partial(write_dataset, "voc", provenance={"pipeline": "street"})
 
 
 def annotation(folder: Path, number: int) -> ElementTree.Element:
@@ -140,9 +132,7 @@ def test_an_object_store(s3: str, tmp_path: Path) -> None:
         return [picture(tmp_path / "source", number, [detection("disc", (1, 1, 9, 9))]) for number in (1, 2)]
 
     filesystem = fsspec.filesystem("s3")
-    voc = exporter("voc")
-    provenance = {"pipeline": "street"}
-    voc(voc.Params()).write(iter(images()), CLASSES, [], read, Output(filesystem, f"{s3}/voc"), provenance)
+    export(Output(filesystem, f"{s3}/voc"), images())
     export(tmp_path / "voc", images())
     stored = {name.removeprefix(f"{s3}/voc/"): filesystem.cat_file(name) for name in filesystem.find(f"{s3}/voc")}
     assert stored == tree(tmp_path / "voc")

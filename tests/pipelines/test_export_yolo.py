@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import tracemalloc
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,17 @@ from pydantic import ValidationError
 from pipelines.exports import exporter
 from pipelines.exports.base import ExportError, ExportImage, ExportSummary
 from pipelines.exports.files import Output
-from tests.pipelines.export_scenes import CLASSES, detection, disc, picture, read, ring, rle, scenes, tree
+from tests.pipelines.export_scenes import (
+    CLASSES,
+    detection,
+    disc,
+    picture,
+    ring,
+    rle,
+    scenes,
+    tree,
+    write_dataset,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +56,7 @@ def ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleName
         yield SimpleNamespace(check=utils.check_det_dataset, load=load)
 
 
-def export(
-    folder: Path,
-    pictures: list[ExportImage] | Iterator[ExportImage],
-    splits: tuple[str, ...] = (),
-    classes: list[str] = CLASSES,
-    **params: Any,
-) -> ExportSummary:
-    yolo = exporter("yolo")
-    out = Output(fsspec.filesystem("file"), str(folder))
-    writer = yolo(yolo.Params.model_validate(params))
-    return writer.write(iter(pictures), classes, list(splits), read, out, {"run": "test"})
+export = partial(write_dataset, "yolo")
 
 
 def lines(folder: Path, number: int = 1) -> list[list[str]]:
@@ -399,13 +400,8 @@ def test_labels_are_upright_and_bytes_are_not_touched(tmp_path: Path, ultralytic
 
 def test_an_object_store(s3: str, tmp_path: Path) -> None:
     filesystem = fsspec.filesystem("s3")
-    yolo = exporter("yolo")
-    images = scenes(tmp_path / "source", 6, ("train", "val"))
-    out = Output(filesystem, f"{s3}/yolo")
-    yolo(yolo.Params.model_validate({"task": "segment"})).write(
-        images, CLASSES, ["train", "val"], read, out, {"run": "test"}
-    )
-    export(tmp_path / "yolo", scenes(tmp_path / "source", 6, ("train", "val")), ("train", "val"), task="segment")
+    for out in (Output(filesystem, f"{s3}/yolo"), tmp_path / "yolo"):
+        export(out, scenes(tmp_path / "source", 6, ("train", "val")), ("train", "val"), task="segment")
     stored = {name.removeprefix(f"{s3}/yolo/"): filesystem.cat_file(name) for name in filesystem.find(f"{s3}/yolo")}
     assert stored == tree(tmp_path / "yolo")
 

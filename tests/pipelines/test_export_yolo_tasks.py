@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import cv2
-import fsspec
 import numpy as np
 import pytest
 import yaml
 
-from pipelines.exports import exporter
-from pipelines.exports.base import ExportError, ExportImage, ExportSummary
-from pipelines.exports.files import Output
+from pipelines.exports.base import ExportError, ExportImage
 from pipelines.exports.masks import read_mask, smallest_rectangle
-from tests.pipelines.export_scenes import CLASSES, detection, disc, picture, read, rle
+from tests.pipelines.export_scenes import CLASSES, detection, disc, picture, rle, write_dataset
 
 WIDTH, HEIGHT = 160, 120
 
@@ -48,11 +46,7 @@ def ultralytics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleName
         yield SimpleNamespace(rectangles=rectangles, classes=classes, check_classes=utils.check_cls_dataset)
 
 
-def export(folder: Path, images: list[ExportImage], splits: tuple[str, ...] = (), **params: Any) -> ExportSummary:
-    yolo = exporter("yolo")
-    out = Output(fsspec.filesystem("file"), str(folder))
-    writer = yolo(yolo.Params.model_validate(params))
-    return writer.write(iter(images), params.pop("classes", CLASSES), list(splits), read, out, {"run": "test"})
+export = partial(write_dataset, "yolo")
 
 
 def scene(folder: Path, number: int, found: list[dict[str, Any]], **options: Any) -> ExportImage:
@@ -123,9 +117,7 @@ def test_words_are_their_quads_and_objects_the_rectangles_of_their_masks(
 
 def test_a_class_called_text_takes_the_words(tmp_path: Path) -> None:
     image = scene(tmp_path / "source", 1, [], words=[word(turned(80, 60, 50, 12, 0))])
-    yolo = exporter("yolo")
-    out = Output(fsspec.filesystem("file"), str(tmp_path / "yolo"))
-    summary = yolo(yolo.Params(task="obb")).write(iter([image]), ["text", "car"], [], read, out, {})
+    summary = export(tmp_path / "yolo", [image], classes=["text", "car"], task="obb")
     assert summary.annotations == {"text": 1, "car": 0}
     assert lines(tmp_path / "yolo/labels", 1)[0][0] == 0
 
@@ -212,15 +204,13 @@ def test_classes_without_train_stop_training_rather_than_teach_it_the_test_image
 def test_classes_become_folders_that_every_disk_takes(tmp_path: Path) -> None:
     names = ["a/b", "..", ".net", "50%", "CON?", "日本", "x."]
     images = [scene(tmp_path / "source", number, [], image_class=name) for number, name in enumerate(names, 1)]
-    yolo = exporter("yolo")
-    out = Output(fsspec.filesystem("file"), str(tmp_path / "yolo"))
-    summary = yolo(yolo.Params(task="classify")).write(iter(images), names, [], read, out, {})
+    summary = export(tmp_path / "yolo", images, classes=names, task="classify")
     folders = {int(path.name[:8]): path.parent.name for path in (tmp_path / "yolo/train").rglob("*.png")}
     assert folders == {1: "a%2Fb", 2: "%2E%2E", 3: "%2Enet", 4: "50%25", 5: "CON%3F", 6: "日本", 7: "x%2E"}
     assert any("6 classes have characters that no folder can have" in note for note in summary.notes)
     for wrong, message in ((["Car", "car"], "more than upper and lower case"), (["x" * 201], "1 to 200 bytes")):
         with pytest.raises(ExportError, match=message):
-            yolo(yolo.Params(task="classify")).write(iter([]), wrong, [], read, out, {})
+            export(tmp_path / "yolo", [], classes=wrong, task="classify")
 
 
 def test_a_class_of_an_image_that_is_not_among_the_classes_stops_the_export(tmp_path: Path) -> None:

@@ -27,15 +27,12 @@ from pipelines.new import (
     ON_GPU,
     WANTS,
     Answers,
-    Found,
     complete,
     fitting_exports,
-    guess_kind,
-    look,
-    name_of,
     parse_classes,
     pipeline_text,
 )
+from pipelines.new_source import Found, guess_kind, look, name_of
 from pipelines.sources.spec import KINDS
 from tests.drawing import folder_of_images
 

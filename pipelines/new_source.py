@@ -1,0 +1,85 @@
+"""What can be told of a source before a pipeline is written for it: its kind, its size, a name."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.sources.spec import Kind
+
+COUNTED = 100_000
+"""Images are counted up to here; with more, only that is said."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a source without opening an image.
+
+    Attributes:
+        images: How many, at most `COUNTED` + 1; None where nobody looked.
+        splits: Whether the source says which split an image is in.
+    """
+
+    images: int | None = None
+    splits: bool = False
+
+    def told(self) -> str | None:
+        """The number in words."""
+        if self.images is None:
+            return None
+        return f"more than {COUNTED:,} images" if self.images > COUNTED else f"{self.images:,} images"
+
+
+def look(source: str, kind: Kind) -> Found:
+    """Count a local source's images and see whether it has splits. A remote one is not asked: that may take long.
+
+    Raises:
+        UserError: There is no such source, or no image in it.
+    """
+    from pipelines.sources.spec import SourceSpec, open_source
+    from pipelines.sources.uri import is_remote
+
+    if is_remote(source):
+        return Found()
+    entries = open_source(SourceSpec.model_validate({kind: source})).scan()
+    images, splits = 0, False
+    for entry in itertools.islice(entries, COUNTED + 1):
+        images += 1
+        splits = splits or entry.split is not None
+    return Found(images, splits)
+
+
+def guess_kind(source: str) -> tuple[str, Kind]:
+    """What a path most likely is, from its name and what lies in it; and the path as that kind of source wants it."""
+    path = Path(source)
+    suffix = path.suffix.lower()
+    by_suffix: dict[str, Kind] = {
+        ".json": "coco", ".yaml": "yolo", ".yml": "yolo", ".parquet": "parquet", ".tar": "webdataset",
+    }  # fmt: skip
+    if suffix in by_suffix and not path.is_dir():
+        return source, by_suffix[suffix]
+    if (path / "data.yaml").is_file():
+        return str(path / "data.yaml"), "yolo"
+    if (path / "Annotations").is_dir() and (path / "JPEGImages").is_dir():
+        return source, "voc"
+    if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        return source, "huggingface"
+    inside: tuple[tuple[str, Kind], ...] = (("*.parquet", "parquet"), ("*.tar", "webdataset"))
+    for pattern, kind in inside:
+        if next(path.glob(pattern), None) is not None:
+            return source, kind
+    return source, "folder"
+
+
+def name_of(source: str) -> str:
+    """A pipeline's name from where its images are: the nearest folder that is not called `images` or the like."""
+    parts = [part for part in re.split(r"[/\\]+", source.partition("://")[2] or source) if part not in ("", ".", "..")]
+    if parts and "." in parts[-1]:
+        parts[-1] = parts[-1].rpartition(".")[0]
+    plain = {"images", "image", "data", "train", "annotations", "dataset", "img", ""}
+    names = [re.sub(r"[^A-Za-z0-9._-]+", "-", part).strip("-._") for part in reversed(parts)]
+    return next((name for name in names if name.lower() not in plain), "dataset")
