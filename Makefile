@@ -23,8 +23,8 @@ demo: .venv/installed  ## Draw 200 images, run a whole pipeline on them, say whe
 	@echo
 	@echo "report: $$($(BIN)/labelmill report $(RUN) --truth data/demo/truth)"
 
-test: .venv/installed  ## Run the tests
-	$(BIN)/python -m pytest
+test: .venv/installed  ## Run the tests, a file on each of two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed  ## Check style and types
 	$(BIN)/ruff check .
