@@ -25,6 +25,7 @@ from tests.operators.tiny_detectors import (
     detect,
     permuted,
     saved,
+    unnamed,
 )
 
 
@@ -163,7 +164,7 @@ def test_places_are_those_that_the_model_chooses_from(ours: Detect) -> None:
 
 def test_a_folder_that_transformers_wrote_gives_the_same(ours: Detect, tmp_path: Path) -> None:
     loaded, image = detect(saved(ours.params.model, tmp_path)), picture(320, 240)
-    assert loaded.infer([loaded.prepare(image, {})]) == ours.infer([ours.prepare(image, {})])
+    assert unnamed(loaded.infer([loaded.prepare(image, {})])) == unnamed(ours.infer([ours.prepare(image, {})]))
 
 
 def test_weights_in_half_precision_are_used_in_full(ours: Detect, tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_tables_that_old_versions_saved_are_no_obstacle(ours: Detect, tmp_path: 
     }
     save_file({**load_file(path), **tables}, path)
     loaded, image = detect(whole), picture(320, 240)
-    assert loaded.infer([loaded.prepare(image, {})]) == ours.infer([ours.prepare(image, {})])
+    assert unnamed(loaded.infer([loaded.prepare(image, {})])) == unnamed(ours.infer([ours.prepare(image, {})]))
 
 
 def test_weights_that_do_not_fit(ours: Detect, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from tests.operators.tiny_detectors import (
     original,
     original_state,
     renamed,
+    unnamed,
 )
 
 pytest.importorskip("groundingdino", reason="needs the extra groundingdino")
@@ -104,11 +105,6 @@ def test_bert_s_methods_are_given_back_to_this_model_only(operator: Detect) -> N
 
 
 # ---------------------------------------------------------------- weights
-
-
-def unnamed(rows: list[Any]) -> list[list[dict[str, Any]]]:
-    """Detections without the card that made them."""
-    return [[{**found, "models": None} for found in row["detections"]] for row in rows]
 
 
 def test_checkpoints_in_every_form_give_the_same(operator: Detect, card: ModelCard, tmp_path: Path) -> None:

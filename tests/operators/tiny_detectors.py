@@ -211,3 +211,8 @@ def lvis_like(count: int, seed: int = 0) -> list[str]:
         names.append(shapes[rng.integers(len(shapes))].format(one, other))
     styles = (str, str, str.title, str.upper, str.capitalize)
     return [styles[rng.integers(len(styles))](name) for name in rng.permutation(names).tolist()]
+
+
+def unnamed(rows: list[Any]) -> list[list[dict[str, Any]]]:
+    """Detections without the card that made them."""
+    return [[{**found, "models": None} for found in row["detections"]] for row in rows]
