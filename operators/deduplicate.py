@@ -12,16 +12,12 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from operators.base import KEPT, DatasetOperator, Decision, Needs, OperatorParams, TableResult, tuning
+from operators.copies import HASHES, Copies
 from operators.figures import Figure
-from operators.greedy import Near, choose
-from operators.near_hashes import NearHashes
-from operators.near_vectors import NearVectors
-from operators.rows import codes
-from operators.vectors import Vectors, check_vectors
+from operators.vectors import check_vectors
 
 By = Literal["file", "pixels"]
 
-_HASHES: dict[By, str] = {"file": "file_hash", "pixels": "pixel_hash"}
 _MEASURES: dict[str, tuple[str, ...]] = {
     "first": (),
     "largest": ("width", "height"),
@@ -53,14 +49,20 @@ class Deduplicate(DatasetOperator):
     that of the rows matters. An image without a hash or a usable embedding, such as a broken one, fails: it is nobody's
     duplicate.
 
-    Columns: `group`, the image_id of the kept image that each is a copy of, its own if it is kept, so that images of
-    one group can be kept in one split; and `kind`, how it is a copy of that image, null if it is kept. A decision has
-    the figure and the threshold of the perceptual and semantic kinds.
+    Columns: `group`, the image_id of the kept image that each is a copy of, its own if it is kept; and `kind`, how it
+    is a copy of that image, null if it is kept. A decision has the figure and the threshold of the perceptual and
+    semantic kinds.
+
+    With ``remove: false`` all images stay, and a group is whatever copies connect, through chains too: A and C above
+    are of one group with B. So ``split: {group: deduplicate.group}`` never puts an image and its copy on two sides, and
+    ``split: {check: source.split, group: deduplicate.group}`` finds the copies that a dataset came with on both. The
+    group is named after its best image, and `kind` is how an image is a copy of the next one on the way there. Earlier
+    groups stand: an image that connects two of them joins the one to which fewer steps lead, of equal ones the better.
     """
 
     name = "deduplicate"
     version = 2
-    decides = True
+    decides = True  # unless it removes none
 
     class Params(OperatorParams):
         """What is a copy, and which one stays.
@@ -73,6 +75,7 @@ class Deduplicate(DatasetOperator):
             threshold: Least cosine of embeddings. With CLIP, .95 is the same picture, .9 the same scene. Semantic
                 copies do not count if it is not given.
             embedding: The column that `embed` wrote.
+            remove: Whether copies are removed. If not, they only get a group.
             keep: Which image is the best: `first` by key, `largest` by width times height, `sharpest`, `labelled`: the
                 one with most labels in the source, any more than none known; or an expression over columns, such as
                 "sharpness * min_side", the more the better. Ties: first by key.
@@ -84,6 +87,7 @@ class Deduplicate(DatasetOperator):
         flips: bool = False
         threshold: Annotated[float, Field(gt=0, le=1)] | None = None
         embedding: str = Field("embedding", min_length=1)
+        remove: bool = True
         keep: str = Field("first", min_length=1)
         memory_gb: float = tuning(2.0, gt=0)
 
@@ -99,12 +103,13 @@ class Deduplicate(DatasetOperator):
 
     def __init__(self, params: Params) -> None:
         super().__init__(params)
+        self.decides = params.remove  # type: ignore[misc]
         self._figure = None if params.keep in _MEASURES else Figure(params.keep, ("keep",))
         self._hash = None if params.distance is None else "phash_variants" if params.flips else "phash"
 
     def reads(self) -> tuple[str, ...]:
         params = self.params
-        names = [column for kind, column in _HASHES.items() if kind in params.by]
+        names = [column for kind, column in HASHES.items() if kind in params.by]
         names += [] if self._hash is None else [self._hash]
         names += [] if params.threshold is None else [params.embedding]
         return tuple(dict.fromkeys([*names, *self._measured()]))
@@ -128,11 +133,14 @@ class Deduplicate(DatasetOperator):
 
     def compute(self, new: pa.Table, old: pa.Table) -> TableResult:
         """Compare the new rows with each other and with the old rows that were kept."""
+        # Without `remove` those are all that could be compared.
         old = old.filter(pc.equal(old.column("decision"), "kept"))
         rows = pa.concat_tables([old.select(new.column_names), new], promote_options="permissive")
         rows = rows.set_column(rows.column_names.index("key"), "key", rows.column("key").cast(pa.large_string()))
         copies = Copies(self.params, rows, self._hash)
         order = self._best_first(rows, old.num_rows, copies.usable)
+        if not self.params.remove:
+            return self._groups(rows, old, copies, order)
         return self._result(rows, old.num_rows, copies, copies.kept_by(order, old.num_rows))
 
     def _best_first(self, rows: pa.Table, old: int, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -167,91 +175,34 @@ class Deduplicate(DatasetOperator):
         for row, key, (kind, figure) in zip(removed.tolist(), keys, found, strict=True):
             kinds[row] = kind
             decisions[row] = _decision(kind, figure, key, self.params)
+        groups = rows.column("image_id").to_numpy()[kept_by]
+        return self._table(old, copies, groups, kinds, decisions)
+
+    def _groups(self, rows: pa.Table, old: pa.Table, copies: Copies, order: NDArray[np.int64]) -> TableResult:
+        """Of rows that all stay."""
+        known, everything = old.num_rows, np.arange(rows.num_rows)
+        best, links = copies.connected(order, known)
+        names = np.concatenate([old.column("group").to_numpy(), rows.column("image_id").to_numpy()[known:]])
+        place = np.zeros(rows.num_rows, dtype=np.int64)
+        place[order] = np.arange(len(order))
+        copied = np.flatnonzero((links != everything) & (everything >= known))
+        # Resemblance to turned and mirrored images is asked for by the later of two.
+        later = np.where(place[copied] > place[links[copied]], copied, links[copied])
+        kinds = np.full(rows.num_rows, None, dtype=object)
+        kinds[copied] = [kind for kind, _ in copies.how(later, copied + links[copied] - later)]
+        return self._table(known, copies, names[best], kinds, [KEPT] * rows.num_rows)
+
+    def _table(
+        self, old: int, copies: Copies, groups: NDArray[np.int64], kinds: NDArray[np.object_], decisions: list[Decision]
+    ) -> TableResult:
+        """Of the new rows."""
         for row in np.flatnonzero(~copies.usable).tolist():
             decisions[row] = Decision("failed", copies.problem(row))
-        ids = rows.column("image_id").to_numpy()
         columns = {
-            "group": pa.array(ids[kept_by[old:]], pa.int64(), mask=~copies.usable[old:]),
+            "group": pa.array(groups[old:], pa.int64(), mask=~copies.usable[old:]),
             "kind": pa.array(kinds[old:], pa.string()),
         }
         return TableResult(pa.table(columns, schema=self.writes()), decisions[old:])
-
-
-class Copies:
-    """What is a copy of what among the rows of a table."""
-
-    def __init__(self, params: Deduplicate.Params, rows: pa.Table, hash_column: str | None) -> None:
-        self._params = params
-        self._codes = {kind: codes(rows.column(_HASHES[kind]))[0] for kind in _HASHES if kind in params.by}
-        self._columns: dict[str, str] = {kind: _HASHES[kind] for kind in self._codes}
-        self._hashes = self._vectors = None
-        self.usable = np.ones(rows.num_rows, dtype=bool)
-        for code in self._codes.values():
-            self.usable &= code >= 0
-        if hash_column is not None:
-            self._columns["perceptual"] = hash_column
-            self._hashes, there = _hashes(rows.column(hash_column))
-            self._hashed = there
-            self.usable &= there
-        if params.threshold is not None:
-            self._vectors = Vectors(rows.column(params.embedding))
-            self.usable &= self._vectors.usable
-
-    def problem(self, row: int) -> str:
-        """Why a row cannot be compared."""
-        lacking = [self._columns[kind] for kind, code in self._codes.items() if code[row] < 0]
-        if self._hashes is not None and not self._hashed[row]:
-            lacking.append(self._columns["perceptual"])
-        if lacking:
-            return f"no hash: {' and '.join(lacking)} is null"
-        assert self._vectors is not None
-        return self._vectors.problems[row]
-
-    def kept_by(self, order: NDArray[np.int64], old: int) -> NDArray[np.int64]:
-        """For each row the row of the kept image that it is a copy of: its own if it is kept or cannot be compared.
-
-        Args:
-            order: Usable rows, the best first.
-            old: So many of the first rows are kept whatever they look like.
-        """
-        found = np.arange(len(self.usable))
-        if self._codes:
-            widest = self._codes["pixels" if "pixels" in self._codes else "file"][order]
-            _, first, same = np.unique(widest, return_index=True, return_inverse=True)
-            found[order] = order[first[same]]
-        kinds: list[Near] = []
-        best = order[found[order] == order]
-        if self._hashes is not None:
-            assert self._params.distance is not None
-            kinds.append(NearHashes(self._hashes[best], self._params.distance))
-        if self._vectors is not None:
-            assert self._params.threshold is not None
-            kinds.append(NearVectors(self._vectors, best, self._params.threshold, self._params.memory_gb))
-        if kinds and len(best):
-            chosen = choose(kinds, len(best), int((best < old).sum()))
-            moved = np.arange(len(self.usable))
-            moved[best] = best[chosen]
-            found[order] = moved[found[order]]
-        return found
-
-    def how(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> list[tuple[str, float | None]]:
-        """The first kind by which each row is a copy of another, and its figure where it has one."""
-        names = np.full(len(one), "semantic" if self._vectors is not None else "perceptual", dtype=object)
-        figures = np.full(len(one), np.nan)
-        if self._hashes is not None:
-            far = np.bitwise_count(self._hashes[one, :1] ^ self._hashes[other]).min(axis=1)
-            near = far <= (self._params.distance or 0) if self._vectors is not None else np.ones(len(one), dtype=bool)
-            names[near], figures[near] = "perceptual", far[near]
-        for kind in reversed(self._codes):
-            same = self._codes[kind][one] == self._codes[kind][other]
-            names[same], figures[same] = kind, np.nan
-        semantic = np.flatnonzero(names == "semantic")
-        if len(semantic):
-            assert self._vectors is not None
-            figures[semantic] = self._vectors.cosines(one[semantic], other[semantic])
-        return [
-            (name, None if np.isnan(figure) else figure) for name, figure in zip(names, figures.tolist(), strict=True)
-        ]
 
 
 def _decision(kind: str, figure: float | None, key: str, params: Deduplicate.Params) -> Decision:
@@ -262,14 +213,3 @@ def _decision(kind: str, figure: float | None, key: str, params: Deduplicate.Par
     if kind == "semantic":
         return Decision("duplicate", f"looks like {key}", figure, params.threshold)
     return Decision("duplicate", f"same {kind} as {key}")
-
-
-def _hashes(column: pa.ChunkedArray) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """uint64 (rows, 1 or 8), and which rows have them."""
-    present = column.is_valid().to_numpy()
-    width = column.type.list_size if pa.types.is_fixed_size_list(column.type) else 1
-    found = np.zeros((len(column), width), dtype=np.uint64)
-    flat = column.drop_null()
-    values = pc.list_flatten(flat) if width > 1 else flat
-    found[present] = values.to_numpy().astype(np.uint64).reshape(-1, width)
-    return found, present

@@ -23,12 +23,15 @@ NONE = np.iinfo(np.int64).max
 class Near(Protocol):
     """A kind of resemblance between n images, numbered by their rank from 0, the best."""
 
-    def first(self, asked: NDArray[np.bool_], among: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def first(
+        self, asked: NDArray[np.bool_], among: NDArray[np.bool_], parts: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
         """The earliest image that resembles each.
 
         Args:
             asked: bool (n,): for which images.
             among: bool (n,): which images it may be.
+            parts: int64 (n,): it must be of another part. Images that look exactly the same must be of one.
 
         Returns:
             int64 (n,): the lowest rank that is lower than the image's own; `NONE` where there is none, and for images

@@ -43,10 +43,17 @@ class NearHashes:
             raise ValueError(f"distance must be from 0 to 16 but is {distance}")
         self._hashes = hashes if hashes.ndim == 2 else hashes[:, None]
         self._distance = distance
+        self._distinct: NDArray[np.bool_] | None = None
 
-    def first(self, asked: NDArray[np.bool_], among: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def first(
+        self, asked: NDArray[np.bool_], among: NDArray[np.bool_], parts: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
         """See `Near`."""
         count, variants = self._hashes.shape
+        if parts is not None:
+            # What the first of equal ones has no near one in another part for, none of them has.
+            distinct = self._first_of_equal()
+            asked, among = asked & distinct, among & distinct
         found = np.full(count, NONE)
         if not (asked.any() and among.any()):
             return found
@@ -55,8 +62,14 @@ class NearHashes:
         wanted[::variants] |= asked
         entries = np.flatnonzero(wanted)
         for chosen in _choices(len(entries), self._distance):
-            self._first_agreeing(chosen, entries, asked, among, found)
+            self._first_agreeing(chosen, entries, asked, among, parts, found)
         return found
+
+    def _first_of_equal(self) -> NDArray[np.bool_]:
+        if self._distinct is None:
+            self._distinct = np.zeros(len(self._hashes), dtype=bool)
+            self._distinct[np.unique(self._hashes, axis=0, return_index=True)[1]] = True
+        return self._distinct
 
     def among(self, ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
         """See `Near`."""
@@ -75,6 +88,7 @@ class NearHashes:
         entries: NDArray[np.int64],
         asked: NDArray[np.bool_],
         among: NDArray[np.bool_],
+        parts: NDArray[np.int64] | None,
         found: NDArray[np.int64],
     ) -> None:
         """Lower `found` to the earliest among those that agree in the chosen bits."""
@@ -101,6 +115,8 @@ class NearHashes:
             # Candidates come in order of rank: after this one none is earlier than the image or than what is found.
             useful = candidate < np.minimum(own, found[own])
             hit = useful & among[candidate]
+            if parts is not None:
+                hit &= parts[own] != parts[candidate]
             hit &= np.bitwise_count(hashes[place] ^ hashes[other]) <= self._distance
             found[own[hit]] = candidate[hit]
             place, other = place[useful & ~hit], other[useful & ~hit] + 1

@@ -11,21 +11,32 @@ and of two vectors at most ε apart on both sides of that plane, one is. So ever
 changes how long it takes and nothing else: that is estimated on a sample for a few numbers of cells, and the best one
 is taken. Vectors without any structure have every cell near every vector; then there is one cell.
 
-What it costs. With n vectors of d numbers, cells of m = 2,000 and c copies of a vector (1.4 to 3 for embeddings of
-images at t = .95), it takes 2nd·n/m operations to find cells and nd·m·c² to compare within them: for 512 numbers
+**What it costs.** For n vectors of d numbers, k cells and c places that a vector stands in (1.4 to 3 for embeddings of
+images at t = .95), finding cells takes 2 n k d operations and comparing within them (each pair once) n² c² d / k; least
+in all with k = c √(n / 2) cells:
 
-=========  ==============  ======================  ===============================================
-n          operations      at 200 GFLOP/s (2       at 100 TFLOP/s (a GPU in half precision)
-                           cores) and c = 2
-=========  ==============  ======================  ===============================================
-10⁶        5e11 + 4e12     25 s                    a second or less; reading 1 GB takes as long
-10⁸        5e15 + 4e14     8 h; with two levels    1 min; reading 100 GB takes longer
-                           of cells 1 h
-10⁹        5e17 + 4e15     two levels only         90 min; with two levels of cells 3 min
-=========  ==============  ======================  ===============================================
+    2 √2 · c · d · n^1.5 operations.
 
-Finding cells grows with n², if slowly: from some 10⁸ on they should be found in two levels (√k centres, and √k
-in each), which this does not do.
+Centres come on top with 320 k² d. What is read: 2 n d bytes of float16 in order to find cells, then c n rows of 2 d
+bytes, each in a page of 4 KB where the file is larger than memory. For d = 512 and c = 2:
+
+======  ======  ==========  =================  ======================  ================  =====================
+n       cells   operations  at 200 GFLOP/s     G GPUs of 100 TFLOP/s   vectors, float16  read beyond memory
+                            (2 cores)          (half precision)
+======  ======  ==========  =================  ======================  ================  =====================
+10⁶     1,400   2.9e12      15 s               0.03 s / G              1 GB
+10⁷     4,500   9.2e13      8 min              1 s / G                 10 GB             80 GB
+10⁸     14,000  2.9e15      4 h                29 s / G                100 GB            0.8 TB, 5 min / G at
+                                                                                         3 GB/s for each
+10⁹     45,000  9.2e16      5 days             15 min / G              1 TB              8 TB, 45 min / G
+======  ======  ==========  =================  ======================  ================  =====================
+
+So from 10⁸ on it is the disk that takes the time on GPUs. Hours on G of them, with b bytes a second from each one's
+disk: ``(2 √2 c d n^1.5 / 10¹⁴ + 4096 c n / b) / G / 3600``. With two levels of cells, 4 n d √k would find them, and 10⁹
+take a twentieth; that is not done, nor does one process use more than one GPU. Memory: 50 bytes for each image (50 GB
+for 10⁹), and `memory_gb`, of which a quarter each holds the sample that centres are found from and how far these are
+apart. That bounds k to 8,192 with 2 GB, and 45,000 take 32 GB; with fewer cells than are best it takes longer and gives
+the same.
 
 Products are taken in half precision where there is hardware for it, and what comes near the threshold is looked at
 again in float64, so results do not depend on the machine.
@@ -33,6 +44,7 @@ again in float64, so results do not depend on the machine.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,10 +57,14 @@ from operators.vectors import Vectors
 if TYPE_CHECKING:
     import torch
 
-CELL = 512
-"""Fewest vectors in a cell, on average and without copies."""
+CELL, CELLS = 64, 2.0
+"""Fewest vectors in a cell, on average and without copies; and most cells, in times of √n: more never pay."""
 SAMPLE, ROUNDS = 32, 5
 """Vectors per cell that centres are found from, and in how many rounds."""
+JUDGES = 16_384
+"""Vectors, at most, by which numbers of cells are judged."""
+TAKING = 4096
+"""What it takes to read a vector, in comparisons of two."""
 ROWS = 1024
 """Vectors that are compared with others at once."""
 ROUNDING = 1e-6
@@ -70,18 +86,23 @@ class NearVectors:
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must be above 0 and at most 1 but is {threshold}")
         self._vectors, self._rows, self._threshold = vectors, rows, threshold
-        self._block = max(ROWS, int(memory_gb * 2**30 / (4 * 4 * vectors.dimensions)))
+        share = memory_gb * 2**30 / 4
+        self._block = max(ROWS, int(share / (4 * vectors.dimensions)))
+        self._most = int(min(share / (4 * SAMPLE * vectors.dimensions), (share / 4) ** 0.5))
         self._cells: list[NDArray[np.int64]] | None = None
 
-    def first(self, asked: NDArray[np.bool_], among: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def first(
+        self, asked: NDArray[np.bool_], among: NDArray[np.bool_], parts: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
         """See `Near`."""
         found = np.full(len(self._rows), NONE)
         if self._cells is None:
             self._cells = self._divide()
         for cell in self._cells:
-            members = cell[asked[cell] | among[cell]]
-            if asked[members].any() and among[members].any():
-                self._first_in(members, asked, among, found)
+            for asking, answering in _sides(asked[cell], among[cell], None if parts is None else parts[cell]):
+                if asking.any() and answering.any():
+                    some = asking | answering
+                    self._first_in(cell[some], asking[some], answering[some], parts, found)
         return found
 
     def among(self, ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -102,13 +123,21 @@ class NearVectors:
         members: NDArray[np.int64],
         asked: NDArray[np.bool_],
         among: NDArray[np.bool_],
+        parts: NDArray[np.int64] | None,
         found: NDArray[np.int64],
     ) -> None:
-        """Lower `found` to the earliest in a cell. Its members stand in order of rank."""
+        """Lower `found` to the earliest in a cell.
+
+        Args:
+            members: int64 (m,): those of the cell that count, in order of rank.
+            asked: bool (m,): for which of them.
+            among: bool (m,): which of them it may be.
+            parts: See `Near`.
+            found: int64 (n,): for all images. Changed in place.
+        """
         own = self._take(members)
         quick, margin = _quick(own)
-        questions = np.flatnonzero(asked[members])
-        answers = np.flatnonzero(among[members])
+        questions, answers = np.flatnonzero(asked), np.flatnonzero(among)
         for begin in range(0, len(questions), ROWS):
             places = questions[begin : begin + ROWS]
             low, size = 0, ROWS
@@ -121,6 +150,8 @@ class NearVectors:
                     near = (score[some] >= self._threshold - margin).cpu().numpy()
                     asking = members[places[some]]
                     near &= members[others] < np.minimum(asking, found[asking])[:, None]
+                    if parts is not None:
+                        near &= parts[members[others]] != parts[asking, None]
                     self._settle(own, members, places[some], others, near, found)
                 # The others of a cell come in order of rank: nothing later can be earlier than what is found.
                 last = members[others[-1]]
@@ -161,13 +192,17 @@ class NearVectors:
         count = len(self._rows)
         everything: NDArray[np.int64] = np.arange(count, dtype=np.int64)
         best: tuple[float, Borders | None] = (float(count) ** 2, None)
-        wanted = count // CELL
-        sample = self._take(np.unique(np.linspace(0, count - 1, min(count, SAMPLE * max(wanted, 1))).astype(np.int64)))
+        wanted = min(count // CELL, int(CELLS * count**0.5), self._most)
+        drawn = np.linspace(0, count - 1, min(count // 2, SAMPLE * wanted)).astype(np.int64)
+        # Centres are nearer to what they were found from than to the rest, so how good they are the rest tells.
+        rest = np.setdiff1d(np.linspace(0, count - 1, min(count, JUDGES)).astype(np.int64) + 1, np.append(drawn, count))
+        sample, judges = self._take(drawn), self._take(rest)
         while wanted >= 2:
             sample = sample[:: max(1, len(sample) // (SAMPLE * wanted))]
             borders = Borders(sample, wanted, self._threshold)
-            shares = np.bincount(borders.cells_of(sample)[1], minlength=wanted) / len(sample)
-            cost = 2.0 * count * wanted + float(((count * shares) ** 2).sum())
+            shares = np.bincount(borders.cells_of(judges)[1], minlength=wanted) / len(judges)
+            sizes = count * shares
+            cost = float(2.0 * count * wanted + (sizes**2).sum() + TAKING * sizes.sum())
             if cost < best[0]:
                 best = (cost, borders)
             elif best[1] is not None:
@@ -218,6 +253,21 @@ class Borders:
             rows.append(row + start)
             cells.append(cell)
         return np.concatenate(rows), np.concatenate(cells)
+
+
+def _sides(
+    asked: NDArray[np.bool_], among: NDArray[np.bool_], parts: NDArray[np.int64] | None
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Who asks whom in a cell: if most are of one part, these ask the others, not each other."""
+    largest = None
+    if parts is not None and len(parts):
+        numbers, sizes = np.unique(parts, return_counts=True)
+        largest = parts == numbers[sizes.argmax()]
+    if largest is None or 2 * np.count_nonzero(largest) < len(largest):
+        yield asked, among
+    else:
+        yield asked & largest, among & ~largest
+        yield asked & ~largest, among
 
 
 def _torch(vectors: NDArray[np.float32]) -> torch.Tensor:

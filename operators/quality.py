@@ -47,16 +47,17 @@ def measure(pixels: NDArray[np.uint8], stored_grey: bool) -> dict[str, Any]:
     exact = width * height <= EXACT_PIXELS
     seen = pixels if exact else _grid(pixels)
     picture = Image.fromarray(pixels if exact else _halved_luma(pixels))
-    scaled = _scaled(picture.convert("L"))
-    source = picture if exact else scaled
+    luma = picture.convert("L")
+    scaled = _scaled(luma)
+    stored = picture if exact and not stored_grey else Image.fromarray(seen[..., 0] if stored_grey else seen)
     dark, light = _darkness(seen)
     return {
         "dark": dark,
         "light": light,
-        "low_information": min(1.0, Image.fromarray(seen[..., 0] if stored_grey else seen).entropy() / 10),
-        "blurry": _blurry(source, width, height),
+        "low_information": min(1.0, stored.entropy() / 10),
+        "blurry": _blurry(picture if exact else scaled, width, height),
         "sharpness": _sharpness(np.asarray(scaled)),
-        **_phashes(source.convert("L")),
+        **_phashes(luma if exact else scaled),
     }
 
 

@@ -68,7 +68,7 @@ def vectors(count: int) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vectors.arrow"
-        source, copy = _write(path, count)
+        source, copy = write_vectors(path, count)
         with pa.memory_map(str(path)) as file:
             column = pa.ipc.open_file(file).read_all().column(0)
             began = time.perf_counter()
@@ -118,7 +118,7 @@ def _report(
     }
 
 
-def _write(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+def write_vectors(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Write the vectors; give the rows that were copied, and those of the copies."""
     rng = np.random.default_rng(0)
     source, copy = rng.permutation(count)[: 2 * (count // 20)].reshape(2, -1)

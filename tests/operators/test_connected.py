@@ -85,6 +85,7 @@ def test_hashes_in_chains(distance: int, variants: int) -> None:
 @pytest.mark.parametrize("cell", [30, 10_000])
 def test_vectors_in_chains(cell: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_vectors, "CELL", cell)
+    monkeypatch.setattr(near_vectors, "TAKING", 0)
     monkeypatch.setattr(near_vectors, "ROWS", 64)
     rng = np.random.default_rng(3)
     found = clustered(rng, 300, spread=0.2)

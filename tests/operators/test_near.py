@@ -22,8 +22,12 @@ class Pairs:
     def __init__(self, near: NDArray[np.bool_]) -> None:
         self.near = near
 
-    def first(self, asked: NDArray[np.bool_], among: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def first(
+        self, asked: NDArray[np.bool_], among: NDArray[np.bool_], parts: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
         earlier = np.tril(self.near, -1) & asked[:, None] & among
+        if parts is not None:
+            earlier &= parts[:, None] != parts
         return np.where(earlier.any(axis=1), earlier.argmax(axis=1), NONE)
 
     def among(self, ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -84,7 +88,9 @@ def test_a_chain_keeps_every_other_one(count: int) -> None:
         ranks = np.arange(count)
 
         class Neighbours:
-            def first(self, asked: NDArray[np.bool_], among: NDArray[np.bool_]) -> NDArray[np.int64]:
+            def first(
+                self, asked: NDArray[np.bool_], among: NDArray[np.bool_], parts: NDArray[np.int64] | None = None
+            ) -> NDArray[np.int64]:
                 before = np.concatenate([[False], among[:-1]])
                 return np.where(asked & before, ranks - 1, NONE)
 
@@ -118,8 +124,9 @@ def test_hashes_against_brute_force(distance: int, variants: int) -> None:
     assert choose([near], 300).tolist() == greedy(truth)
 
 
-@pytest.mark.parametrize("count", [2, 1000, 10**7, 10**9])
-@pytest.mark.parametrize("distance", [0, 1, 4, 16])
+@pytest.mark.parametrize(
+    ("count", "distance"), [*((count, bits) for count in (2, 1000, 10**7, 10**9) for bits in (0, 1, 4)), (1000, 16)]
+)
 def test_whatever_bits_differ_one_choice_has_none_of_them(count: int, distance: int) -> None:
     rng = np.random.default_rng(0)
     choices = [sum((1 << width) - 1 << low for low, width in chosen) for chosen in _choices(count, distance)]
@@ -142,8 +149,9 @@ def test_hashes_of_another_type_are_refused() -> None:
 
 @pytest.fixture(params=[False, True], ids=["one cell", "many cells"])
 def many_cells(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(near_vectors, "CELL", 40 if request.param else 1000)
     if request.param:
-        monkeypatch.setattr(near_vectors, "CELL", 40)
+        monkeypatch.setattr(near_vectors, "TAKING", 0)
         monkeypatch.setattr(near_vectors, "ROWS", 16)
     return bool(request.param)
 
@@ -165,6 +173,16 @@ def test_vectors_against_brute_force(many_cells: bool, threshold: float, spread:
     assert near._cells is not None and (len(near._cells) > 3) == many_cells
     assert np.array_equal(near.among(np.arange(0, 700, 3)), truth[::3, ::3])
     assert choose([near], 700).tolist() == greedy(truth)
+
+
+def test_little_memory_makes_fewer_cells_and_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_vectors, "CELL", 20)
+    monkeypatch.setattr(near_vectors, "TAKING", 0)
+    vectors = Vectors(column(clustered(np.random.default_rng(2), 600, spread=0.1)))
+    ample, little = (NearVectors(vectors, np.arange(600), 0.98, memory_gb) for memory_gb in (2.0, 2.5e-5))
+    assert np.array_equal(choose([ample], 600), choose([little], 600))
+    assert ample._cells is not None and little._cells is not None
+    assert 1 < len(little._cells) <= little._most < len(ample._cells)
 
 
 def test_vectors_without_structure_are_compared_all_with_all() -> None:

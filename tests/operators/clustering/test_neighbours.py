@@ -82,6 +82,29 @@ def test_neighbours_that_the_cells_do_not_hold_are_sought_among_all(monkeypatch:
     np.testing.assert_allclose(found.distances, brute(points.load(), 60)[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("candidates", [1, 500, 2**22])
+def test_cells_find_what_an_inverted_file_of_faiss_finds(candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import faiss
+
+    vectors = planted([30] * 60, noise=200, width=16, spread=0.8)[0].astype(np.float32)
+    monkeypatch.setattr(module, "PROBES", 4)
+    monkeypatch.setattr(module, "_CANDIDATES", candidates)
+    cells = module.Cells(vectors)
+    coarse = faiss.IndexFlatIP(16)
+    coarse.add(cells._centres)
+    index = faiss.IndexIVFFlat(coarse, 16, coarse.ntotal, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    index.nprobe = 4
+    some = vectors if candidates > 1 else vectors[:50]
+    cosines, places = index.search(some, 40)
+    found = cells.search(some, 40)
+    assert found.shape == places.shape and 0 < (places < 0).sum() < places.size / 2
+    np.testing.assert_array_equal((found < 0).sum(axis=1), (places < 0).sum(axis=1))
+    mine = np.where(found < 0, -9, np.einsum("ij,ikj->ik", some, vectors[found]))
+    np.testing.assert_allclose(-np.sort(-mine, axis=1), np.where(places < 0, -9, cosines), atol=1e-5)
+
+
 def simplified_lof(vectors: np.ndarray, count: int) -> np.ndarray:
     """Schubert, Zimek, Kriegel 2014: the density is one over the distance to the k-th neighbour."""
     nearest, apart = brute(vectors, count)
