@@ -92,7 +92,8 @@ def export_review(
     except FileNotFoundError as error:
         raise UnfinishedRun(run) from error
     if not picks:
-        raise UserError(f"the run {run} must have images to review but every one it kept has been drawn and reviewed")
+        seen = "every one it kept has been drawn and reviewed" if drawn or reviewed.num_rows else "it kept none"
+        raise UserError(f"the run {run} must have images to review but {seen}")
     content = [TOOLS[tool], labels.column, fingerprint, seed, classes, [[each.image_id, each.random] for each in picks]]
     details = Details(
         review=hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8],

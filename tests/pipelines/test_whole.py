@@ -46,7 +46,7 @@ def test_a_change_computes_again_only_what_reads_it() -> None:
     first = demo()
     assert sum(first["outcome"].values()) == IMAGES
     assert first["outcome"]["failed"] == 1
-    after_select = {"segment", "gaze"}
+    after_select = {"verify", "confirm", "segment", "gaze"}
     before = len(computed())
     demo("run", None, "select.score=0.6")
     assert set(computed()[before:]) == {"select", *after_select}
