@@ -19,7 +19,7 @@ from operators.engines.detector import Answer, Detector
 from operators.engines.grounding_dino import GroundingDino
 from operators.engines.groundingdino_original import OriginalGroundingDino
 from operators.engines.owlv2 import Owlv2
-from operators.model_operator import ModelOperator, ModelParams
+from operators.model_operator import LabelOperator, ModelParams
 from operators.models.card import ModelCard, ModelError, require
 from operators.ontology import Ontology
 from operators.schemas import DETECTIONS, SIDES
@@ -83,7 +83,7 @@ class Large:
     windows: Windows
 
 
-class Detect(ModelOperator):
+class Detect(LabelOperator):
     """Open-vocabulary detection: Grounding DINO (Liu et al. 2023) and its relatives, OWLv2 (Minderer et al. 2023).
 
     Every prompt of the ontology is asked, however many there are. A detection is a pair of a candidate box and a
@@ -103,7 +103,7 @@ class Detect(ModelOperator):
         """What to look with, and how.
 
         Attributes:
-            model: The model card. In the fingerprint its digest stands for it.
+            model: The model card. In the fingerprint its name and digest stand for it.
             ontology: The classes and their prompts; the pipeline's where a step names none.
             floor: Detections score above this; `select` can only choose among them.
             max_detections: The best so many of an image are kept; with tiles, of each view of it.
@@ -138,10 +138,6 @@ class Detect(ModelOperator):
     def ready(self) -> None:
         super().ready()
         refuse_missing(self.params.model)
-
-    def digest(self) -> str:
-        # Labels name the card.
-        return f"{self.params.model.name}@{super().digest()}"
 
     def load(self) -> None:
         card = self.params.model

@@ -34,3 +34,10 @@ class ModelOperator(ImageOperator):
 
     def ready(self) -> None:
         verify(self.params.model)
+
+
+class LabelOperator(ModelOperator):
+    """A `ModelOperator` whose labels name its card (`ModelCard.reference`), so that the name is part of its results."""
+
+    def digest(self) -> str:
+        return f"{self.params.model.name}@{super().digest()}"

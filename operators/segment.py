@@ -14,7 +14,7 @@ from operators.base import RowError, tuning
 from operators.engines import segmenter
 from operators.engines.masks import Mask
 from operators.everything import Everything, detection
-from operators.model_operator import ModelOperator, ModelParams
+from operators.model_operator import LabelOperator, ModelParams
 from operators.models.card import ModelCard, require
 from operators.schemas import DETECTIONS, SIDES
 
@@ -50,7 +50,7 @@ class Item:
     width: int
 
 
-class Segment(ModelOperator):
+class Segment(LabelOperator):
     """A mask for every detection, from its box (Kirillov et al. 2023, SAM; Ravi et al. 2024, SAM 2).
 
     The detections of any step, or ``source.labels``, come out again in their order with `mask` filled, in place of one
@@ -72,7 +72,7 @@ class Segment(ModelOperator):
         """What to segment with, and what.
 
         Attributes:
-            model: The model card. In the fingerprint its digest stands for it.
+            model: The model card. In the fingerprint its name and digest stand for it.
             detections: The column whose boxes are the prompts.
             everything: Segment without prompts: true, or points_per_side, floor, stability and nms.
             batch: Images per call of the image encoder; one of 1024 x 1024 pixels is work enough for a GPU.
@@ -117,10 +117,6 @@ class Segment(ModelOperator):
     def check(self, columns: Mapping[str, pa.DataType]) -> None:
         super().check(columns)
         segmenter.check(self.params.model, points=self.params.everything is not None)
-
-    def digest(self) -> str:
-        # Labels name the card.
-        return f"{self.params.model.name}@{super().digest()}"
 
     def load(self) -> None:
         self._reference = self.params.model.reference()
