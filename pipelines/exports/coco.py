@@ -10,7 +10,7 @@ from typing import IO, Any, Literal
 
 from pipelines.exports.base import ALL, Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
 from pipelines.exports.card import dataset_card, how_placed
-from pipelines.exports.files import Output, file_name
+from pipelines.exports.files import Output
 from pipelines.exports.labels import IDS_PER_IMAGE, Label, Tally, object_id
 from pipelines.exports.masks import outline
 
@@ -115,11 +115,7 @@ class Coco(Exporter):
         return tally.summary(notes, paths)
 
     def _place(self, image: ExportImage, fetch: Fetch, out: Output) -> str:
-        if self.params.images == "none":
-            return image.key
-        name = file_name(image)
-        out.place(image, fetch, f"images/{image.split}/{name}" if image.split else f"images/{name}", self.params.images)
-        return name
+        return out.place_in(f"images/{image.split}" if image.split else "images", image, fetch, self.params.images)
 
     def _annotation(self, image: ExportImage, label: Label) -> dict[str, Any]:
         x1, y1, x2, y2 = (round(value, 2) for value in label.box)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipelines.exports.base import ALL, Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
 from pipelines.exports.card import dataset_card, how_placed
-from pipelines.exports.files import Output, file_name
+from pipelines.exports.files import Output
 from pipelines.exports.labels import Label, Tally
 from pipelines.exports.masks import Mask
 from pipelines.exports.texts import Text, read_texts
@@ -94,11 +94,7 @@ class Cvat(Exporter):
         return tally.summary(notes, [*paths, "labels.json"])
 
     def _place(self, image: ExportImage, fetch: Fetch, out: Output) -> str:
-        if self.params.images == "none":
-            return image.key
-        name = file_name(image)
-        out.place(image, fetch, f"{image.split}/images/{name}" if image.split else f"images/{name}", self.params.images)
-        return name
+        return out.place_in(f"{image.split}/images" if image.split else "images", image, fetch, self.params.images)
 
 
 Shape = tuple[str, list[tuple[str, str]]]

@@ -128,6 +128,18 @@ class Output:
                 pass  # Another disk, a file system without links, too many links, or no right to: copy.
         self._submit(lambda: self._copy(image, fetch, full))
 
+    def place_in(self, folder: str, image: ExportImage, fetch: Fetch, mode: Literal["link", "copy", "none"]) -> str:
+        """Put an image's original bytes into a folder under its `file_name`; with `none`, nowhere.
+
+        Returns:
+            The name in the folder; with `none` the image's key.
+        """
+        if mode == "none":
+            return image.key
+        name = file_name(image)
+        self.place(image, fetch, f"{folder}/{name}", mode)
+        return name
+
     def _copy(self, image: ExportImage, fetch: Fetch, full: str) -> None:
         try:
             data = fetch(image.uri)
