@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from operators.images import DecodedImage
+    from operators.tasks import Tasks
 
 DecisionKind = Literal["kept", "dropped", "duplicate", "failed"]
 
@@ -238,7 +239,12 @@ class DatasetOperator(Operator):
 
     Images that arrive later come in new shards. What was decided for earlier shards stands, so the operator sees the
     earlier rows with their results and decides only about the new ones.
+
+    Attributes:
+        tasks: Where `compute` may have parts of its work done; None for in its own process. The result is the same.
     """
+
+    tasks: Tasks | None = None
 
     @abstractmethod
     def compute(self, new: pa.Table, old: pa.Table) -> TableResult:

@@ -18,6 +18,7 @@ from operators.vectors import Vectors
 
 if TYPE_CHECKING:
     from operators.deduplicate import Deduplicate
+    from operators.tasks import Tasks
 
 HASHES = {"file": "file_hash", "pixels": "pixel_hash"}
 
@@ -25,8 +26,10 @@ HASHES = {"file": "file_hash", "pixels": "pixel_hash"}
 class Copies:
     """What is a copy of what among the rows of a table."""
 
-    def __init__(self, params: Deduplicate.Params, rows: pa.Table, hash_column: str | None) -> None:
-        self._params = params
+    def __init__(
+        self, params: Deduplicate.Params, rows: pa.Table, hash_column: str | None, tasks: Tasks | None = None
+    ) -> None:
+        self._params, self._tasks = params, tasks
         self._codes = {kind: codes(rows.column(HASHES[kind]))[0] for kind in HASHES if kind in params.by}
         self._columns: dict[str, str] = {kind: HASHES[kind] for kind in self._codes}
         self._hashes = self._vectors = None
@@ -98,8 +101,9 @@ class Copies:
             assert self._params.distance is not None
             kinds.append(NearHashes(self._hashes[best], self._params.distance))
         if self._vectors is not None:
-            assert self._params.threshold is not None
-            kinds.append(NearVectors(self._vectors, best, self._params.threshold, self._params.memory_gb))
+            params = self._params
+            assert params.threshold is not None
+            kinds.append(NearVectors(self._vectors, best, params.threshold, params.memory_gb, self._tasks))
         return kinds
 
     def how(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> list[tuple[str, float | None]]:

@@ -79,7 +79,8 @@ class Deduplicate(DatasetOperator):
             keep: Which image is the best: `first` by key, `largest` by width times height, `sharpest`, `labelled`: the
                 one with most labels in the source, any more than none known; or an expression over columns, such as
                 "sharpness * min_side", the more the better. Ties: first by key.
-            memory_gb: About how much memory to take, besides 200 bytes for each image.
+            memory_gb: About how much memory to take, besides 200 bytes for each image. Embeddings that do not fit into
+                it are compared part by part in tasks, each of which may take as much.
         """
 
         by: tuple[By, ...] = ("file", "pixels")
@@ -137,7 +138,7 @@ class Deduplicate(DatasetOperator):
         old = old.filter(pc.equal(old.column("decision"), "kept"))
         rows = pa.concat_tables([old.select(new.column_names), new], promote_options="permissive")
         rows = rows.set_column(rows.column_names.index("key"), "key", rows.column("key").cast(pa.large_string()))
-        copies = Copies(self.params, rows, self._hash)
+        copies = Copies(self.params, rows, self._hash, self.tasks)
         order = self._best_first(rows, old.num_rows, copies.usable)
         if not self.params.remove:
             return self._groups(rows, old, copies, order)

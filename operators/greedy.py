@@ -67,16 +67,21 @@ def choose(kinds: Sequence[Near], count: int, settled: int = 0) -> NDArray[np.in
     kept_by[sure] = first[sure]
 
     undecided = np.flatnonzero(kept_by < 0)
+    if not len(undecided):
+        return kept_by
+    # What is kept by now is asked for once; what is kept of the undecided, by each lot of them.
+    best, lately = _first(kinds, kept_by < 0, kept), np.zeros(count, dtype=bool)
     for start in range(0, len(undecided), TOGETHER):
         ranks = undecided[start : start + TOGETHER]
-        asked = np.zeros(count, dtype=bool)
-        asked[ranks] = True
-        best = _first(kinds, asked, kept)[ranks]
+        if lately.any():
+            asked = np.zeros(count, dtype=bool)
+            asked[ranks] = True
+            best[ranks] = np.minimum(best[ranks], _first(kinds, asked, lately)[ranks])
         alike = np.logical_or.reduce([kind.among(ranks) for kind in kinds])
         for place, rank in enumerate(ranks.tolist()):
             earlier = ranks[:place][alike[place, :place] & kept[ranks[:place]]]
-            nearest = min(int(best[place]), int(earlier[0]) if len(earlier) else NONE)
-            kept[rank] = nearest == NONE
+            nearest = min(int(best[rank]), int(earlier[0]) if len(earlier) else NONE)
+            kept[rank] = lately[rank] = nearest == NONE
             kept_by[rank] = rank if nearest == NONE else nearest
     return kept_by
 

@@ -49,6 +49,7 @@ class Vectors:
     def __init__(self, column: pa.ChunkedArray) -> None:
         self.dimensions: int = column.type.list_size
         self._length = len(column)
+        self._dtype = column.type.value_type.to_pandas_dtype()
         self._chunks = [_Chunk(chunk) for chunk in column.chunks if len(chunk)]
         self._starts = np.cumsum([0, *(len(chunk.numbers) for chunk in self._chunks)])
         self.usable = np.ones(self._length, dtype=bool)
@@ -75,16 +76,20 @@ class Vectors:
 
     def take(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
         """Chosen rows, in the order asked for: as `block`. They are read in the order in which they stand."""
-        found = np.zeros((len(rows), self.dimensions), dtype=np.float32)
+        numbers = self.raw(rows)
+        numbers[~self.usable[rows]] = 0
+        return normalised(numbers)
+
+    def raw(self, rows: NDArray[np.integer]) -> NDArray[np.floating]:
+        """Chosen rows as the column holds them, (n, dimensions); nulls are anything."""
+        found = np.zeros((len(rows), self.dimensions), dtype=self._dtype)
         order = np.argsort(rows, kind="stable")
         ends = np.searchsorted(rows[order], self._starts)
         for number, (low, high) in enumerate(pairwise(ends.tolist())):
             if low < high:
                 here = order[low:high]
-                found[here] = _float32(self._chunks[number].numbers[rows[here] - self._starts[number]])
-        found[~self.usable[rows]] = 0
-        norms = np.linalg.norm(found, axis=1, keepdims=True)
-        return np.divide(found, norms, out=found, where=norms > 0)
+                found[here] = self._chunks[number].numbers[rows[here] - self._starts[number]]
+        return found
 
     def cosines(self, one: NDArray[np.integer], other: NDArray[np.integer]) -> NDArray[np.float64]:
         """Cosines of pairs of rows, float64 (n,)."""
@@ -111,6 +116,13 @@ class _Chunk:
         plain = values.to_numpy(zero_copy_only=not values.null_count)
         self.numbers: NDArray[np.floating] = plain.reshape(len(chunk), size)
         self.present: NDArray[np.bool_] = chunk.is_valid().to_numpy(zero_copy_only=False)
+
+
+def normalised(numbers: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Vectors (n, d) in float32, L2-normalised. What is all zeros stays so."""
+    found = _float32(numbers)
+    norms = np.linalg.norm(found, axis=1, keepdims=True)
+    return np.divide(found, norms, out=found, where=norms > 0)
 
 
 def _float32(numbers: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -11,24 +11,37 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import uuid
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
 
 from operators.base import DatasetOperator, TableResult
 from operators.columns import join_result
+from operators.tasks import Tasks
 from pipelines.layout import Layout, active_rows, column_of
 from pipelines.receipts import OnNews, Receipt, receipt_of
 from pipelines.shards import read_shard
 from pipelines.steps import Step
+from pipelines.store import TEMPORARY
 from pipelines.work import load
 
 GENERATION = b"labelmill.generation"
 
+StartTasks = Callable[[str], Tasks]
+"""Gives an operator's `tasks`, for the folder that they may use."""
 
-def run_dataset_step(layout: Layout, step: Step, shards: Iterable[int], on_news: OnNews | None = None) -> list[Receipt]:
+
+def run_dataset_step(
+    layout: Layout,
+    step: Step,
+    shards: Iterable[int],
+    on_news: OnNews | None = None,
+    start_tasks: StartTasks | None = None,
+) -> list[Receipt]:
     """Do what is not done yet of a dataset step; one receipt per shard.
 
     Args:
@@ -36,6 +49,7 @@ def run_dataset_step(layout: Layout, step: Step, shards: Iterable[int], on_news:
         step: Whose operator is a DatasetOperator. Every step that it depends on must be done for all shards.
         shards: All shards of the run.
         on_news: Told of every receipt when its file is written.
+        start_tasks: Where the operator may have parts of its work done; None for in this process.
     """
     operator = step.operator
     assert isinstance(operator, DatasetOperator)
@@ -49,7 +63,7 @@ def run_dataset_step(layout: Layout, step: Step, shards: Iterable[int], on_news:
         began, started = time.time(), time.perf_counter()
         if not done.issuperset(members):
             load(step)
-            for shard, table in _compute(layout, step, operator, members, decided):
+            for shard, table in _compute(layout, step, operator, members, decided, start_tasks):
                 if shard in done:
                     continue
                 table = table.replace_schema_metadata({GENERATION: str(generation).encode()})
@@ -83,13 +97,19 @@ def _generations(layout: Layout, step: Step, shards: list[int]) -> dict[int, lis
 
 
 def _compute(
-    layout: Layout, step: Step, operator: DatasetOperator, members: list[int], decided: list[int]
+    layout: Layout,
+    step: Step,
+    operator: DatasetOperator,
+    members: list[int],
+    decided: list[int],
+    start_tasks: StartTasks | None,
 ) -> Iterable[tuple[int, pa.Table]]:
     """The step's table for every shard of a generation."""
     with tempfile.TemporaryDirectory(prefix="labelmill-") as folder:
         new, positions = _gather(layout, step, members, os.path.join(folder, "new.arrow"), with_results=False)
         old, _ = _gather(layout, step, decided, os.path.join(folder, "old.arrow"), with_results=True)
-        result = operator.compute(new, old)
+        with _tasks(layout, start_tasks) as operator.tasks:
+            result = operator.compute(new, old)
         start = 0
         for shard in members:
             indices = positions[shard]
@@ -100,6 +120,21 @@ def _compute(
             image_ids = read_shard(layout.store, shard, ["image_id"]).column(0)
             yield shard, join_result(operator, image_ids, indices, part)
             start += len(indices)
+
+
+@contextmanager
+def _tasks(layout: Layout, start: StartTasks | None) -> Iterator[Tasks | None]:
+    """Tasks with a folder in the run, which all workers can reach. What a killed run leaves there the next removes."""
+    if start is None:
+        yield None
+        return
+    store, folder = layout.store, f"{TEMPORARY}{uuid.uuid4().hex}"
+    store.fs.makedirs(store.path(folder), exist_ok=True)
+    try:
+        yield start(store.address(folder))
+    finally:
+        if store.exists(folder):
+            store.fs.rm(store.path(folder), recursive=True)
 
 
 def _gather(

@@ -24,6 +24,7 @@ from pipelines.dataset_steps import run_dataset_step
 from pipelines.errors import UserError
 from pipelines.layout import Layout
 from pipelines.placement import Phase, Pool, Resources
+from pipelines.ray_tasks import RayTasks
 from pipelines.receipts import OnNews, Partial, Receipt
 from pipelines.sources import Fetcher
 from pipelines.steps import Step
@@ -161,14 +162,20 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
 
 
 def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_news: OnNews) -> None:
-    """Run a dataset step as one Ray task."""
+    """Run a dataset step as one Ray task, which may start others."""
     import ray
 
     _ship_user_code(layout.steps)
     with _progress(on_news) as progress:
 
         def work() -> None:
-            run_dataset_step(layout, step, shards, lambda news: progress.add.remote(news))
+            run_dataset_step(
+                layout,
+                step,
+                shards,
+                lambda news: progress.add.remote(news),
+                lambda folder: RayTasks(folder, step.operator.needs().gpu),
+            )
 
         try:
             ray.get(ray.remote(num_cpus=1, max_retries=3)(work).remote())

@@ -146,6 +146,43 @@ class Rank(DatasetOperator):
         return TableResult(pa.table({"rank": pa.array(order, pa.int64())}))
 
 
+class Parted(DatasetOperator):
+    """The square of every image_id, each in a task if there are tasks; logs the process of each."""
+
+    class Params(OperatorParams):
+        log: str = tuning("")
+        die_marker: str = tuning("")
+        fail: int = 0
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([("square", pa.int64())])
+
+    def compute(self, new: pa.Table, old: pa.Table) -> TableResult:
+        ids = new.column("image_id").to_pylist()
+        squares = [0] * len(ids)
+        if self.tasks is None:
+            squares = [image_id**2 for image_id in ids]
+        else:
+            folder = Path(self.tasks.folder)
+            assert folder.is_dir() and not list(folder.iterdir()) and self.tasks.width >= 1
+            for number, square in self.tasks.map(square_of, (self.params, str(folder)), iter(ids)):
+                squares[number] = square
+            assert {int(file.name) for file in folder.iterdir()} == set(ids)
+        return TableResult(pa.table({"square": pa.array(squares, pa.int64())}))
+
+
+def square_of(shared: tuple[Parted.Params, str], image_id: int) -> int:
+    """One part of `Parted`."""
+    params, folder = shared
+    (Path(folder) / str(image_id)).touch()
+    log(params.log, os.getpid())
+    if image_id == params.fail:
+        raise OperatorError("this part was told to fail")
+    if params.die_marker and image_id == 7:
+        die_once(params.die_marker)
+    return image_id**2
+
+
 def log(path: str, *values: object) -> None:
     """Append values to a file, one a line; whole lines even when processes share it."""
     if path and values:

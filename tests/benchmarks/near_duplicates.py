@@ -1,11 +1,13 @@
 """Near-duplicates among many: seconds, peak memory, how time grows, and whether a planted pair is missed.
 
-    python -m tests.benchmarks.near_duplicates [--vectors 100000 1000000] [--hashes 1000000 10000000]
+    python -m tests.benchmarks.near_duplicates [--vectors 100000 1000000] [--hashes 1000000 10000000] [--tasks]
 
 Vectors (512 numbers, float16, memory-mapped) lie around 20,000 centres, themselves around 400, as pictures of things
 of a kind do: the cosine is about .55 for two of a centre, .3 for two of neighbouring ones. 5 of a hundred are copies
 of another at a cosine of .90 to 1. Hashes are random, 5 of a hundred with 0 to 5 bits of another changed. Each size
 runs in a process of its own, whose largest resident size is its peak memory; memory-mapped pages that were read count.
+With --tasks, vectors that do not fit into --memory-gb are compared in Ray tasks on all cores, and memory is that of all
+processes together, shared pages counted once (PSS), looked at twice a second.
 """
 
 from __future__ import annotations
@@ -18,12 +20,19 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from operators.tasks import Tasks
 
 DIMENSIONS = 512
 THRESHOLD = 0.95
@@ -36,16 +45,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=int, nargs="*", default=[100_000, 1_000_000])
     parser.add_argument("--hashes", type=int, nargs="*", default=[1_000_000, 10_000_000])
+    parser.add_argument("--tasks", action="store_true", help="compare vectors in Ray tasks")
+    parser.add_argument("--memory-gb", type=float, default=2.0, help="what the search may take (2)")
     parser.add_argument("--one", nargs=2, metavar=("KIND", "COUNT"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.one:
-        print(json.dumps({"vectors": vectors, "hashes": hashes}[given.one[0]](int(given.one[1]))))
+        kind, count = given.one[0], int(given.one[1])
+        print(json.dumps(hashes(count) if kind == "hashes" else vectors(count, given.memory_gb, given.tasks)))
         return
     print(f"{platform.processor() or platform.machine()}, {len(_cores())} cores, {date.today()}")
     for kind, counts in (("vectors", given.vectors), ("hashes", given.hashes)):
         before: tuple[int, float] | None = None
         for count in counts:
             command = [sys.executable, "-m", "tests.benchmarks.near_duplicates", "--one", kind, str(count)]
+            command += ["--memory-gb", str(given.memory_gb), *(["--tasks"] if given.tasks else [])]
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             grown = ""
             if before:
@@ -60,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
             before = count, found["seconds"]
 
 
-def vectors(count: int) -> dict[str, float]:
+def vectors(count: int, memory_gb: float, tasks: bool) -> dict[str, float]:
     """Deduplicate so many vectors."""
     from operators.greedy import choose
     from operators.near_vectors import NearVectors
@@ -71,15 +84,15 @@ def vectors(count: int) -> dict[str, float]:
         source, copy = write_vectors(path, count)
         with pa.memory_map(str(path)) as file:
             column = pa.ipc.open_file(file).read_all().column(0)
-            began = time.perf_counter()
-            found = Vectors(column)
-            kept_by = choose([NearVectors(found, np.arange(count), THRESHOLD)], count)
-            seconds = time.perf_counter() - began
-            memory = _memory()
+            with _tasks(Path(folder)) if tasks else nullcontext() as spread, _peak(tasks) as memory:
+                began = time.perf_counter()
+                found = Vectors(column)
+                kept_by = choose([NearVectors(found, np.arange(count), THRESHOLD, memory_gb, spread)], count)
+                seconds = time.perf_counter() - began
             near = found.cosines(source, copy) >= THRESHOLD
             removed = np.flatnonzero(kept_by != np.arange(count))
             wrong = found.cosines(removed, kept_by[removed]) < THRESHOLD - 1e-6
-            return _report(seconds, memory, kept_by, source[near], copy[near], int(wrong.sum()))
+            return _report(seconds, memory[0], kept_by, source[near], copy[near], int(wrong.sum()))
 
 
 def hashes(count: int) -> dict[str, float]:
@@ -151,6 +164,46 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 def _memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+@contextmanager
+def _tasks(folder: Path) -> Iterator[Tasks]:
+    from pipelines.on_ray import ray_session
+    from pipelines.ray_tasks import RayTasks
+
+    (folder / "partitions").mkdir()
+    with ray_session(None, None, verbose=False):
+        yield RayTasks(str(folder / "partitions"), gpu=False)
+
+
+@contextmanager
+def _peak(all_processes: bool) -> Iterator[list[float]]:
+    """Gigabytes at most, once the block is left; of the processes that this one started too."""
+    peak = [0.0]
+    if not all_processes:
+        yield peak
+        peak[0] = _memory()
+        return
+    import psutil
+
+    ended = threading.Event()
+    me = psutil.Process()
+
+    def look() -> None:
+        while not ended.wait(0.5):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    total += process.memory_full_info().pss
+            peak[0] = max(peak[0], total / 2**30)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _cores() -> set[int]:

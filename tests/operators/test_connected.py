@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from operators import near_vectors
+from operators import near_cell, voronoi
 from operators.connected import connect
 from operators.deduplicate import Deduplicate
 from operators.near_hashes import NearHashes
@@ -84,15 +84,15 @@ def test_hashes_in_chains(distance: int, variants: int) -> None:
 
 @pytest.mark.parametrize("cell", [30, 10_000])
 def test_vectors_in_chains(cell: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_vectors, "CELL", cell)
-    monkeypatch.setattr(near_vectors, "TAKING", 0)
-    monkeypatch.setattr(near_vectors, "ROWS", 64)
+    monkeypatch.setattr(voronoi, "CELL", cell)
+    monkeypatch.setattr(voronoi, "TAKING", 0)
+    monkeypatch.setattr(near_cell, "ROWS", 64)
     rng = np.random.default_rng(3)
     found = clustered(rng, 300, spread=0.2)
     found[250:] = clustered(rng, 1, spread=0) + np.linspace(0, 3, 50)[:, None] * rng.normal(size=16)  # a long chain
     vectors, order = Vectors(column(found)), rng.permutation(300)
     exact = vectors.block(0, 300).astype(np.float64)[order]
-    near = exact @ exact.T >= 0.95 - near_vectors.ROUNDING
+    near = exact @ exact.T >= 0.95 - near_cell.ROUNDING
     best, _ = connect([NearVectors(vectors, order, 0.95)], 300)
     assert best.tolist() == components(near) and 10 < len(set(best.tolist())) < 250
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from operators import near_vectors
+from operators import near_cell, voronoi
 from operators.greedy import NONE, TOGETHER, choose
 from operators.near_hashes import NearHashes, _choices
 from operators.near_vectors import NearVectors
@@ -149,10 +149,10 @@ def test_hashes_of_another_type_are_refused() -> None:
 
 @pytest.fixture(params=[False, True], ids=["one cell", "many cells"])
 def many_cells(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(near_vectors, "CELL", 40 if request.param else 1000)
+    monkeypatch.setattr(voronoi, "CELL", 40 if request.param else 1000)
     if request.param:
-        monkeypatch.setattr(near_vectors, "TAKING", 0)
-        monkeypatch.setattr(near_vectors, "ROWS", 16)
+        monkeypatch.setattr(voronoi, "TAKING", 0)
+        monkeypatch.setattr(near_cell, "ROWS", 16)
     return bool(request.param)
 
 
@@ -165,7 +165,7 @@ def test_vectors_against_brute_force(many_cells: bool, threshold: float, spread:
     order = rng.permutation(700)
     near = NearVectors(vectors, order, threshold)
     exact = vectors.block(0, 700).astype(np.float64)[order]
-    truth = exact @ exact.T >= threshold - near_vectors.ROUNDING
+    truth = exact @ exact.T >= threshold - near_cell.ROUNDING
     assert 700 < truth.sum() < 700**2 / 2
     asked, among = rng.random((2, 700)) < 0.5
     for who, whom in ((asked, among), (np.ones(700, bool), np.ones(700, bool))):
@@ -176,8 +176,8 @@ def test_vectors_against_brute_force(many_cells: bool, threshold: float, spread:
 
 
 def test_little_memory_makes_fewer_cells_and_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_vectors, "CELL", 20)
-    monkeypatch.setattr(near_vectors, "TAKING", 0)
+    monkeypatch.setattr(voronoi, "CELL", 20)
+    monkeypatch.setattr(voronoi, "TAKING", 0)
     vectors = Vectors(column(clustered(np.random.default_rng(2), 600, spread=0.1)))
     ample, little = (NearVectors(vectors, np.arange(600), 0.98, memory_gb) for memory_gb in (2.0, 2.5e-5))
     assert np.array_equal(choose([ample], 600), choose([little], 600))

@@ -1,0 +1,107 @@
+"""Voronoi cells of k-means centres, each with what is near its borders: every pair of near vectors shares a cell."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from operators.clustering.centres import train
+
+if TYPE_CHECKING:
+    import torch
+
+CELL, CELLS = 64, 2.0
+"""Fewest vectors in a cell, on average and without copies; and most cells, in times of √n: more never pay."""
+SAMPLE, ROUNDS = 32, 5
+"""Vectors per cell that centres are found from, and in how many rounds."""
+JUDGES = 16_384
+"""Vectors, at most, by which numbers of cells are judged."""
+TAKING = 4096
+"""What it takes to read a vector, in comparisons of two."""
+SEED = 0
+
+
+class Borders:
+    """k-means cells, and which vectors are near which border.
+
+    Args:
+        sample: float32 (n, d), unit vectors.
+        count: How many cells.
+        threshold: Least cosine of the pairs that must meet.
+    """
+
+    def __init__(self, sample: NDArray[np.float32], count: int, threshold: float) -> None:
+        import torch
+
+        self._centres = train(sample, count, SEED, ROUNDS)
+        self._half = (self._centres**2).sum(axis=1) / 2
+        # Widened for float32: a vector that is copied once too often costs little, a missed pair is missed.
+        self._width = float(np.sqrt(2 * (1 - threshold)) + 1e-3) / 2
+        centres = on_device(self._centres)
+        self._apart: NDArray[np.float32] = torch.cdist(centres, centres).cpu().numpy()
+
+    def __len__(self) -> int:
+        return len(self._centres)
+
+    def cells_of(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs of a row and a cell, by row: the row's own cell, and those whose border it is near."""
+        rows, cells = [], []
+        step = max(1, 2**25 // len(self._centres))
+        centres, half, apart = (on_device(each) for each in (self._centres, self._half, self._apart))
+        for start in range(0, len(vectors), step):
+            score = on_device(vectors[start : start + step]) @ centres.T - half
+            most, home = score.max(dim=1)
+            near = most[:, None] - score <= self._width * apart[home]
+            row, cell = np.nonzero(near.cpu().numpy())
+            rows.append(row + start)
+            cells.append(cell)
+        return np.concatenate(rows), np.concatenate(cells)
+
+
+def best_borders(
+    take: Callable[[NDArray[np.int64]], NDArray[np.float32]], count: int, threshold: float, most: int
+) -> tuple[Borders | None, NDArray[np.float64]]:
+    """As many cells as make comparing within them cheapest, judged on a sample.
+
+    Args:
+        take: Gives unit vectors by number, float32 (n, d).
+        count: How many vectors there are.
+        threshold: Least cosine of the pairs that must meet.
+        most: Most cells.
+
+    Returns:
+        The borders, None where one cell is best; and how many vectors to expect in each cell, float64 (cells,).
+    """
+    best: tuple[float, Borders | None, NDArray[np.float64]] = (float(count) ** 2, None, np.array([float(count)]))
+    wanted = min(count // CELL, int(CELLS * count**0.5), most)
+    drawn = np.linspace(0, count - 1, min(count // 2, SAMPLE * wanted)).astype(np.int64)
+    # Centres are nearer to what they were found from than to the rest, so how good they are the rest tells.
+    rest = np.setdiff1d(np.linspace(0, count - 1, min(count, JUDGES)).astype(np.int64) + 1, np.append(drawn, count))
+    sample, judges = take(drawn), take(rest)
+    while wanted >= 2:
+        sample = sample[:: max(1, len(sample) // (SAMPLE * wanted))]
+        borders = Borders(sample, wanted, threshold)
+        sizes = count * np.bincount(borders.cells_of(judges)[1], minlength=wanted) / len(judges)
+        cost = float(2.0 * count * wanted + (sizes**2).sum() + TAKING * sizes.sum())
+        if cost < best[0]:
+            best = (cost, borders, sizes)
+        elif best[1] is not None:
+            break
+        wanted //= 4
+    return best[1], best[2]
+
+
+def on_device(array: NDArray[np.float32]) -> torch.Tensor:
+    """A tensor where there is a GPU on it, else of the array's own memory."""
+    import torch
+
+    from operators.models.device import pick_device
+
+    with warnings.catch_warnings():
+        # Arrays that a task was sent are read-only, and nothing is written here.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(array).to(pick_device())
