@@ -15,6 +15,8 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +25,11 @@ from operators.base import DatasetOperator, TableResult
 from operators.columns import join_result
 from operators.tasks import Tasks
 from pipelines.layout import Layout, active_rows, column_of
-from pipelines.receipts import OnNews, Receipt, receipt_of
+from pipelines.receipts import OnNews, Receipt, Working, receipt_of
 from pipelines.shards import read_shard
 from pipelines.steps import Step
 from pipelines.store import TEMPORARY
-from pipelines.work import load
+from pipelines.work import PARTIAL_SECONDS, load
 
 GENERATION = b"labelmill.generation"
 
@@ -63,7 +65,10 @@ def run_dataset_step(
         began, started = time.time(), time.perf_counter()
         if not done.issuperset(members):
             load(step)
-            for shard, table in _compute(layout, step, operator, members, decided, start_tasks):
+            if on_news is not None:
+                on_news(Working(step.name, 0, began))
+            told = start_tasks and partial(_TellingTasks, start_tasks, step.name, began, on_news)
+            for shard, table in _compute(layout, step, operator, members, decided, told):
                 if shard in done:
                     continue
                 table = table.replace_schema_metadata({GENERATION: str(generation).encode()})
@@ -120,6 +125,27 @@ def _compute(
             image_ids = read_shard(layout.store, shard, ["image_id"]).column(0)
             yield shard, join_result(operator, image_ids, indices, part)
             start += len(indices)
+
+
+class _TellingTasks:
+    """Tasks that tell how many parts are done."""
+
+    def __init__(self, start: StartTasks, step: str, began: float, on_news: OnNews | None, folder: str) -> None:
+        self._tasks = start(folder)
+        self.folder, self.width = folder, self._tasks.width
+        self._step, self._began, self._on_news = step, began, on_news
+        self._parts, self._told = 0, 0.0
+
+    def map(
+        self, function: Callable[[Any, Any], Any], shared: Any, arguments: Iterable[Any]
+    ) -> Iterator[tuple[int, Any]]:
+        """See `operators.tasks.Tasks`."""
+        for result in self._tasks.map(function, shared, arguments):
+            self._parts += 1
+            if self._on_news is not None and time.monotonic() - self._told >= PARTIAL_SECONDS:
+                self._told = time.monotonic()
+                self._on_news(Working(self._step, self._parts, self._began))
+            yield result
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from pipelines.errors import UserError
 from pipelines.layout import Layout
 from pipelines.placement import Phase, Pool, Resources
 from pipelines.ray_tasks import RayTasks
-from pipelines.receipts import OnNews, Partial, Receipt
+from pipelines.receipts import News, OnNews
 from pipelines.sources import Fetcher
 from pipelines.steps import Step
 from pipelines.work import ShardWorker, use_one_thread
@@ -205,12 +205,12 @@ class _Progress:
     """Collects news from the workers until the driver asks for it."""
 
     def __init__(self) -> None:
-        self._news: list[Receipt | Partial] = []
+        self._news: list[News] = []
 
-    def add(self, news: Receipt | Partial) -> None:
+    def add(self, news: News) -> None:
         self._news.append(news)
 
-    def drain(self) -> list[Receipt | Partial]:
+    def drain(self) -> list[News]:
         news, self._news = self._news, []
         return news
 

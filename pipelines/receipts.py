@@ -63,7 +63,23 @@ class Partial:
     at: float
 
 
-OnNews = Callable[["Receipt | Partial"], None]
+@dataclass(frozen=True, slots=True)
+class Working:
+    """A dataset step is at work. It decides about all shards together, so none is done before all are.
+
+    Attributes:
+        step: Name of the step.
+        parts: Parts of the work that tasks have done.
+        began: Unix time when the work began.
+    """
+
+    step: str
+    parts: int
+    began: float
+
+
+News = Receipt | Partial | Working
+OnNews = Callable[[News], None]
 """Told of every receipt, and about once a second of what is under way."""
 
 

@@ -20,7 +20,7 @@ from pipelines.export_run import export_all, labels_column
 from pipelines.layout import Layout, column_of
 from pipelines.outcomes import summarise, write_json
 from pipelines.placement import Phase, Resources, place, segments
-from pipelines.receipts import OnNews, Partial, Receipt
+from pipelines.receipts import News, OnNews, Receipt
 from pipelines.shards import Intake, take_in
 from pipelines.sources import Fetcher, Source, open_source
 from pipelines.steps import Step
@@ -36,7 +36,7 @@ class Reporter(Protocol):
     def source_read(self, intake: Intake) -> None: ...
     def planned(self, layout: Layout, done: dict[int, set[int]], shards: dict[int, int]) -> None: ...
     def placed(self, steps: Sequence[Step], phases: Sequence[Phase]) -> None: ...
-    def news(self, news: Receipt | Partial) -> None: ...
+    def news(self, news: News) -> None: ...
     def note(self, text: str) -> None: ...
 
 
@@ -89,7 +89,7 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
 
     with _Events(store) as events:
 
-        def on_news(news: Receipt | Partial) -> None:
+        def on_news(news: News) -> None:
             if isinstance(news, Receipt) and news.computed:
                 events.add("receipt", **news.as_dict())
             reporter.news(news)

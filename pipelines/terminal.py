@@ -15,7 +15,7 @@ from rich.table import Table
 
 from pipelines.layout import Layout
 from pipelines.placement import Phase
-from pipelines.receipts import Partial, Receipt
+from pipelines.receipts import News, Partial, Receipt, Working
 from pipelines.shards import Intake
 from pipelines.steps import Step
 
@@ -35,6 +35,7 @@ class _Line:
     started: float | None = None
     last: float = 0.0
     printed: float = 0.0
+    working: Working | None = None
 
     @property
     def so_far(self) -> int:
@@ -54,10 +55,17 @@ class _Line:
         part = done / self.total if self.total else 1.0
         bar = "━" * round(width * part) + "╌" * (width - round(width * part))
         left = (self.total - done) / self.rate if self.rate else 0.0
-        eta = "done" if self.done >= self.total else _duration(left) if self.rate else ""
+        eta = "done" if self.done >= self.total else f"{_duration(left)} left" if self.rate else self._at_work()
         failed = f"[red]{self.failed:,} failed[/]" if self.failed else ""
         rate = f"{self.rate:,.0f}/s" if self.rate >= 10 else f"{self.rate:.1f}/s" if self.rate else ""
         return [escape(self.name), bar, f"{done:,}/{self.total:,}", rate, failed, eta]
+
+    def _at_work(self) -> str:
+        """For how long a dataset step has been at work."""
+        if self.working is None:
+            return ""
+        parts = f", {self.working.parts:,} parts done" if self.working.parts else ""
+        return f"at work for {_duration(time.time() - self.working.began)}{parts}"
 
     def take(self, receipt: Receipt) -> None:
         """Count a finished shard."""
@@ -125,12 +133,16 @@ class TerminalReporter:
     def note(self, text: str) -> None:
         self.console.print(escape(text))
 
-    def news(self, news: Receipt | Partial) -> None:
+    def news(self, news: News) -> None:
         with self._lock:
             line = self._lines[news.step]
-            if news.shard in line.shards:
+            if isinstance(news, Working):
+                line.working = news
+                if not news.parts:  # most dataset steps are done before a plain line about them would help
+                    return
+            elif news.shard in line.shards:
                 return
-            if isinstance(news, Partial):
+            elif isinstance(news, Partial):
                 line.under_way[news.shard] = news.images
                 line.last = max(line.last, news.at)
                 began = news.at - news.seconds
@@ -141,7 +153,6 @@ class TerminalReporter:
             if self._live is None and (finished or time.time() - line.printed > PLAIN_SECONDS):
                 line.printed = time.time()
                 name, _, count, rate, failed, eta = line.cells()
-                eta = eta if finished or not eta else f"{eta} left"
                 self.console.print("  ".join(part for part in (f"{name:<14}", count, rate, failed, eta) if part))
 
     def _table(self) -> Table:
