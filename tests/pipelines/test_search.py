@@ -254,7 +254,7 @@ class TestTheIndexOfARun:
     def test_is_kept_and_used_again(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run, query = str(folder / "run"), Query(key="blue-cup-1.png")
         first = search_run(run, query)
-        monkeypatch.setattr(search_index, "_build", None)
+        monkeypatch.setattr(search_index, "build", None)
         assert search_run(run, query) == first
 
     def test_is_built_again_when_images_were_added(self, folder: Path, finished: Path) -> None:
