@@ -20,6 +20,7 @@ from pipelines.calibrate_fuse import fusion_figures
 from pipelines.errors import UserError
 from pipelines.evaluate_labels import label_figures
 from pipelines.evaluate_verify import verification_figures
+from pipelines.evaluation_file import EvaluationFile
 from pipelines.finished_run import FinishedRun
 from pipelines.truth import Truth, read_truth
 
@@ -43,7 +44,8 @@ def evaluate_run(folder: str, truth_path: Path, calibration: Calibration | None 
     """How right a finished run is, as plain values.
 
     Labels, masks, words, gaze and captions are judged on the images that the run kept and the truth knows. A part of
-    which the run or the truth says nothing is left out.
+    which the run or the truth says nothing is left out. What was found is kept in the run, and holds until the run or
+    the truth is another.
 
     Args:
         folder: The run.
@@ -54,6 +56,17 @@ def evaluate_run(folder: str, truth_path: Path, calibration: Calibration | None 
         UserError: The run is not finished, the truth cannot be read, or the two have no image in common; or nothing can
             be calibrated.
     """
+    file = EvaluationFile(folder, truth_path)
+    parts = file.read() if calibration is None else None
+    if parts is None:
+        parts = _evaluate(folder, truth_path, calibration)
+        if calibration is None:
+            file.write(parts)
+    return {"run": folder, "truth": str(truth_path), **parts}
+
+
+def _evaluate(folder: str, truth_path: Path, calibration: Calibration | None) -> Figures:
+    """The figures, part by part."""
     truth, run = read_truth(truth_path), FinishedRun(folder)
     if not run.outcome.keys() & (truth.images.keys() | {row["key"] for rows in truth.tables.values() for row in rows}):
         raise UserError(
@@ -70,7 +83,7 @@ def evaluate_run(folder: str, truth_path: Path, calibration: Calibration | None 
         "gaze": _gaze(truth, run),
         "captions": _captions(truth, run),
     }
-    return {"run": folder, "truth": str(truth_path), **{name: part for name, part in parts.items() if part is not None}}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _thresholds(truth: Truth, run: FinishedRun, path: Path, calibration: Calibration | None) -> dict[str, Figures]:

@@ -2,6 +2,8 @@
 
 What travels between pools is the number of a shard; columns are read back from the step files, bytes from the source.
 A worker that dies loses the shard it was on, which Ray gives to another; the one rule skips what was finished.
+Steps with models are done by actors, which hold them and give them back with their process; others by tasks, which take
+the processes that are there.
 """
 
 from __future__ import annotations
@@ -9,23 +11,25 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from operators.base import Needs
 from operators.columns import ContractError
 from operators.registry import is_built_in
 from pipelines.dataset_steps import run_dataset_step
 from pipelines.errors import UserError
 from pipelines.layout import Layout
 from pipelines.placement import Phase, Pool, Resources
+from pipelines.ray_news import collected as _progress
 from pipelines.ray_tasks import RayTasks
-from pipelines.receipts import News, OnNews
+from pipelines.receipts import OnNews
 from pipelines.sources import Fetcher
 from pipelines.steps import Step
 from pipelines.work import ShardWorker, use_one_thread
@@ -134,25 +138,34 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
         ContractError, UserError: What a worker raised, as it raised it.
     """
     import ray
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     _ship_user_code(layout.steps)
     with _progress(on_news) as progress:
         items = [{"shard": shard} for shard in shards]
         dataset: Any = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
         for pool in phase.pools:
+            size = min(pool.workers, len(items))
+            how: dict[str, Any]
+            if len(phase.pools) == 1 and _holds_nothing(layout, pool):
+                how = {
+                    "fn": _do,
+                    "fn_args": (uuid.uuid4().hex, layout, pool, fetch, progress),
+                    "compute": TaskPoolStrategy(size),
+                    "max_retries": MAX_RETRIES,
+                }
+            else:
+                how = {
+                    "fn": _PoolWorker,
+                    "fn_constructor_args": (layout, pool, fetch, progress),
+                    "compute": ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+                    "ray_remote_args_fn": _retries,
+                }
             with warnings.catch_warnings():
                 # Ray 2.60 has no other way to bound retries and warns of this one.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 dataset = dataset.map_batches(
-                    _PoolWorker,
-                    fn_constructor_args=(layout, pool, fetch, progress),
-                    compute=ActorPoolStrategy(size=min(pool.workers, len(items)), max_tasks_in_flight_per_actor=2),
-                    batch_size=None,
-                    batch_format="pyarrow",
-                    num_cpus=pool.cpus,
-                    num_gpus=pool.gpus or None,
-                    ray_remote_args_fn=_retries,
+                    **how, batch_size=None, batch_format="pyarrow", num_cpus=pool.cpus, num_gpus=pool.gpus or None
                 )
         try:
             for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -201,55 +214,21 @@ class _PoolWorker:
         return block
 
 
-class _Progress:
-    """Collects news from the workers until the driver asks for it."""
-
-    def __init__(self) -> None:
-        self._news: list[News] = []
-
-    def add(self, news: News) -> None:
-        self._news.append(news)
-
-    def drain(self) -> list[News]:
-        news, self._news = self._news, []
-        return news
+_tasks: dict[str, _PoolWorker] = {}
+"""What this process has loaded of the pool whose tasks it does, by the pool's id."""
 
 
-@contextmanager
-def _progress(on_news: OnNews) -> Iterator[Any]:
-    """An actor for news, and a thread that passes it on; the last of it before the block is left.
+def _do(block: pa.Table, pool_id: str, *pool: Any) -> pa.Table:
+    """One task of a pool without actors."""
+    if pool_id not in _tasks:
+        _tasks.clear()
+        _tasks[pool_id] = _PoolWorker(*pool)
+    return _tasks[pool_id](block)
 
-    News is for the eye and for events.jsonl: a run whose news is lost goes on, since what is done is told by files.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    beside_me: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor: Any = ray.remote(num_cpus=0, scheduling_strategy=beside_me)(_Progress).remote()
-    stop = threading.Event()
-
-    def drain() -> None:
-        for news in ray.get(actor.drain.remote(), timeout=60):
-            on_news(news)
-
-    def poll() -> None:
-        while not stop.wait(0.5):
-            try:
-                drain()
-            except ray.exceptions.RayError:
-                return
-
-    thread = threading.Thread(target=poll, name="news", daemon=True)
-    thread.start()
-    try:
-        yield actor
-        stop.set()
-        thread.join()
-        with suppress(ray.exceptions.RayError):
-            drain()
-    finally:
-        stop.set()
-        ray.kill(actor)
+def _holds_nothing(layout: Layout, pool: Pool) -> bool:
+    """Whether none of a pool's steps says that it needs memory or a GPU of its own."""
+    return all(layout.steps[position].operator.needs() == Needs() for position in pool.positions)
 
 
 def _ship_user_code(steps: Sequence[Step]) -> None:
@@ -264,13 +243,13 @@ def _ship_user_code(steps: Sequence[Step]) -> None:
 
 def _cause(error: BaseException) -> BaseException:
     """The exception that a worker raised, out of Ray's wrappers."""
-    from ray.exceptions import RayActorError
+    from ray.exceptions import RayActorError, WorkerCrashedError
 
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, (ContractError, UserError)):
             return seen
-        if isinstance(seen, RayActorError):
+        if isinstance(seen, (RayActorError, WorkerCrashedError)):
             return UserError(
                 f"workers died {MAX_RETRIES + 1} times on the same shard: out of memory, or a library crashed. What "
                 "was finished is kept. Try fewer --workers or a smaller `batch`; --inline shows the crash"

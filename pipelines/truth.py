@@ -19,7 +19,9 @@ TABLES = {
     "duplicates": ("key", "group", "kind", "of"),
     "defects": ("key", "defect"),
 }
-"""Parquet files that may stand beside ``instances.json``, and the columns that they must have."""
+"""Parquet files that may stand beside `INSTANCES`, and the columns that they must have."""
+
+INSTANCES = "instances.json"
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ def read_truth(path: Path) -> Truth:
         UserError: It is not there, or not what it should be.
     """
     if path.is_dir():
-        tables = {name: _table(path / f"{name}.parquet", columns) for name, columns in TABLES.items()}
-        document = _json(path / "instances.json")
+        tables = {name: _table(_table_file(path, name), columns) for name, columns in TABLES.items()}
+        document = _json(path / INSTANCES)
     elif path.is_file():
         tables, document = {}, _json(path)
     else:
@@ -61,6 +63,16 @@ def read_truth(path: Path) -> Truth:
         return _truth(document, {name: rows for name, rows in tables.items() if rows is not None})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} must be a COCO document, but {type(error).__name__}: {error}") from error
+
+
+def truth_files(path: Path) -> list[Path]:
+    """The files that `read_truth` would read, of those that are there."""
+    files = [path / INSTANCES, *(_table_file(path, name) for name in TABLES)] if path.is_dir() else [path]
+    return [file for file in files if file.is_file()]
+
+
+def _table_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.parquet"
 
 
 def _truth(document: dict[str, Any], tables: dict[str, list[dict[str, Any]]]) -> Truth:

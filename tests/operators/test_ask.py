@@ -363,3 +363,12 @@ def test_full_size_cards_say_enough() -> None:
         assert len(operator.digest()) == 64
         with pytest.raises(ModelError, match=f"labelmill models pull {name}"):
             operator.ready()
+
+
+def test_architectures_that_are_known_to_fit_do_and_are_those_of_the_cards() -> None:
+    fitting = load_card(FOLDER / "vlm-miniature.yaml")
+    for architecture in engine.FITTING:
+        engine._check_architecture(fitting.model_copy(update={"architecture": architecture}))
+    cards = [load_card(path) for path in sorted(FOLDER.glob("*.yaml"))]
+    ours = {card.architecture for card in cards if (card.task, card.engine) == ("image-text-to-text", "transformers")}
+    assert ours - {"Florence2ForConditionalGeneration"} == engine.FITTING

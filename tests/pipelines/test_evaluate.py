@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import pipelines.evaluate
 from operators.base import OperatorParams, TableOperator, TableResult
 from operators.miniatures.write import write_world
 from operators.schemas import DETECTIONS
@@ -149,8 +151,35 @@ class TestARun:
         told = CliRunner().invoke(app, ["evaluate", "run", "--truth", str(TRUTH), "--json"])
         assert json.loads(told.output) == evaluate_run("run", TRUTH)
 
-    def test_must_be_finished(self) -> None:
+    def test_is_judged_once_until_it_or_the_truth_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        judged = []
+
+        def evaluate(*arguments: Any) -> dict[str, Any]:
+            judged.append(arguments)
+            return real(*arguments)
+
+        real = pipelines.evaluate._evaluate
+        monkeypatch.setattr(pipelines.evaluate, "_evaluate", evaluate)
         mill()
+        first = evaluate_run("run", TRUTH)
+        kept = Path("run/evaluation.json").read_bytes()
+        assert list(evaluate_run("run", TRUTH).items()) == list(first.items())
+        shutil.copytree(TRUTH, "elsewhere")
+        assert evaluate_run("run", Path("elsewhere")) == {**first, "truth": "elsewhere"}, "the same truth"
+        assert len(judged) == 1
+        Path("elsewhere/words.parquet").unlink()
+        assert "words" not in evaluate_run("run", Path("elsewhere"))
+        assert evaluate_run("run", TRUTH) == first
+        assert len(judged) == 3
+        assert Path("run/evaluation.json").read_bytes() == kept
+        mill(ontology=["car", "cup"])
+        assert evaluate_run("run", TRUTH)["labels"]["objects"] < first["labels"]["objects"]
+        mill(steps=["inspect"])
+        assert set(evaluate_run("run", TRUTH)) == {"run", "truth", "images"}
+        assert len(judged) == 5
+
+    def test_must_be_finished(self) -> None:
+        evaluate_run(mill(), TRUTH)
         next(Path("run/steps").glob("*/*.parquet")).unlink()
         with pytest.raises(UserError, match="not finished"):
             evaluate_run("run", TRUTH)
