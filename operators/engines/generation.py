@@ -82,8 +82,12 @@ def choose(
 
 
 def batched(items: Sequence[Tensors], device: torch.device, dtype: torch.dtype) -> Tensors:
-    """Batches of one as one batch, on a device, numbers with a point in an arithmetic."""
+    """Batches of one as one batch, on a device, numbers with a point in an arithmetic. A single one is not copied."""
     import torch
 
-    batch = {name: torch.cat([item[name] for item in items]).to(device) for name in items[0]}
-    return {name: each.to(dtype) if each.is_floating_point() else each for name, each in batch.items()}
+    def join(parts: list[torch.Tensor]) -> torch.Tensor:
+        wanted = dtype if parts[0].is_floating_point() else parts[0].dtype
+        parts = [part.to(device, wanted) for part in parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    return {name: join([item[name] for item in items]) for name in items[0]}

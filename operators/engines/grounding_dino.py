@@ -88,7 +88,10 @@ class GroundingDino:
         check_input(card, ontology)
 
     def _build(self) -> Sizes:
+        from operators.engines.grounding_dino_layers import simplify
+
         self.model = build(self._card).to(self.device)
+        simplify(self.model, self.device)
         self._images, self._texts = share_backbones(self.model)
         config = self.model.config
         return Sizes(config.num_queries, config.num_feature_levels, config.text_config.vocab_size, config.max_text_len)

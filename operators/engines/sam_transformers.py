@@ -185,6 +185,10 @@ class TransformersSam(Prompted):
         self._model = build(card).to(self.device)
         if card.architecture == "Sam3TrackerModel":
             _drop_unused_map(self._model)
+        if card.architecture != "SamModel" and self.device.type == "cpu" and self.dtype == torch.float32:
+            from operators.engines.sam2_decoder import MaskDecoder
+
+            self._model.mask_decoder = MaskDecoder(self._model.mask_decoder)
         self._side = int(self._model.config.prompt_encoder_config.image_size)
         family, look = ARCHITECTURES[card.architecture], card.section("preprocess", Preprocess)
         self._square = family.square
