@@ -10,7 +10,7 @@ from pipelines.layout import Layout
 from pipelines.receipts import OnNews
 from pipelines.sources import Fetcher
 from pipelines.steps import Step
-from pipelines.work import ShardWorker, use_one_thread
+from pipelines.work import ShardWorker, use_threads
 
 
 def run_segment(
@@ -34,7 +34,7 @@ def run_segment(
     if segment[0].is_dataset:
         run_dataset_step(layout, segment[0], everything, on_news)
         return
-    use_one_thread()
+    use_threads()
     worker = ShardWorker(layout, [step.position for step in segment], fetch, THREADS)
     for shard in shards:
         worker.run(shard, on_news)

@@ -32,7 +32,7 @@ from pipelines.ray_tasks import RayTasks
 from pipelines.receipts import OnNews
 from pipelines.sources import Fetcher
 from pipelines.steps import Step
-from pipelines.work import ShardWorker, use_one_thread
+from pipelines.work import ShardWorker, use_threads
 
 NO_PROGRESS_SECONDS = 600
 """Ray Data gives up when no task has finished for so long, rather than hang."""
@@ -175,13 +175,14 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
 
 
 def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_news: OnNews) -> None:
-    """Run a dataset step as one Ray task, which may start others."""
+    """Run a dataset step as one Ray task, which may start others. It computes on all CPUs of its node."""
     import ray
 
     _ship_user_code(layout.steps)
     with _progress(on_news) as progress:
 
         def work() -> None:
+            use_threads(_cpus_of_this_node())
             run_dataset_step(
                 layout,
                 step,
@@ -196,6 +197,14 @@ def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_news: OnNe
             raise _cause(error) from None
 
 
+def _cpus_of_this_node() -> int:
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    found = (node["Resources"].get("CPU", 1) for node in ray.nodes() if node["NodeID"] == here)
+    return max(1, int(next(found, 1)))
+
+
 def _retries() -> dict[str, int]:
     return {"max_task_retries": MAX_RETRIES}
 
@@ -204,7 +213,7 @@ class _PoolWorker:
     """One worker of a pool: an actor that takes a block with one shard number and hands it on."""
 
     def __init__(self, layout: Layout, pool: Pool, fetch: Fetcher, progress: Any) -> None:
-        use_one_thread()
+        use_threads()
         self._worker = ShardWorker(layout, pool.positions, fetch, pool.threads)
         self._progress = progress
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pipelines.work import use_one_thread
+from pipelines.work import use_threads
 
 RETRIES = 3
 """How often a part is given to another worker after one died on it."""
@@ -50,5 +50,5 @@ class RayTasks:
 
 
 def _call(function: Callable[[Any, Any], Any], shared: Any, argument: Any) -> Any:
-    use_one_thread()
+    use_threads()
     return function(shared, argument)

@@ -28,7 +28,7 @@ from pipelines.shards import read_shard
 from pipelines.sources.storage import Storage
 from pipelines.sources.uri import as_location
 from pipelines.steps import Input, Step
-from pipelines.work import load, use_one_thread
+from pipelines.work import load, use_threads
 
 Figures = dict[str, Any]
 Vector = NDArray[np.float32]
@@ -86,7 +86,7 @@ def search_run(folder: str, query: Query, top: int = 20, everything: bool = Fals
     done = layout.done(chosen.position) & shards.keys()
     if not done:
         raise UserError(f"step {chosen.name!r} of {folder} has no result yet; run its pipeline first")
-    use_one_thread()
+    use_threads()
     vector, own = _vector(folder, query, chosen, column)
     index = open_index(layout, column, {shard: shards[shard] for shard in done})
     size = pipeline.settings.shard_size

@@ -157,8 +157,11 @@ def _at_intervals(on_news: OnNews, step: str, shard: int) -> Callable[[int], Non
     return tell
 
 
-def use_one_thread() -> None:
-    """One compute thread per worker: results must not depend on how many a machine has, and workers fill the cores."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+def use_threads(count: int = 1) -> None:
+    """How many threads compute. One where workers fill the cores; a dataset step, which is alone, takes them all."""
+    from threadpoolctl import threadpool_limits
+
+    os.environ["OMP_NUM_THREADS"] = str(count)  # of what is imported later
+    threadpool_limits(count)
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].set_num_threads(count)
