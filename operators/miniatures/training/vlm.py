@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 NAME = "vlm-miniature"
 SCENES = 24_000
-PLAN = Plan(steps=12_500, rate=1.5e-3, warm_up=200, decay=0.05, average=0.998, clip=1.0)
+PLAN = Plan(steps=18_000, rate=1.5e-3, warm_up=200, decay=0.05, average=0.998, clip=1.0)
 BATCH = 16
-WORDLESS = 0.65
+WORDLESS = 0.45
 """How far training has come when the first words are learned."""
 QUESTIONS = 2
 """How many are asked about an image, besides its caption."""
