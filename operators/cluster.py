@@ -65,14 +65,14 @@ class Cluster(DatasetOperator):
     from the cluster's centre than any image in it. Those that join none are clustered among themselves, and their
     clusters numbered on. Distances are to the centre of the earlier images, neighbours are sought among all.
 
-    **Size.** With vectors of 512 numbers, 20,000 take 12 core seconds (`hdbscan`), 50,000 take 12, 100,000 31 and
-    200,000 77 (`kmeans`, outliers included): n to the power 1.3, as cells grow in number and size until neighbours are
-    sought among a sample; from there on nothing grows faster than n. At that rate 10⁸ images take 13 core hours and 10⁹
-    130. Besides what `memory_gb` says there are by count some 150 bytes for each image, 16 for each of its neighbours,
-    and the keys: 30 GB for 10⁸, 300 GB for 10⁹, so those should be clustered in parts.
+    **Size.** With vectors of 512 numbers, 20,000 take 12 core seconds (`hdbscan`), 100,000 take 16, 400,000 take 75 and
+    1,000,000 take 192 (`kmeans`, outliers included): n to the power 1.07. At that rate 10⁸ images take 6 core hours and
+    10⁹ 60. Besides what `memory_gb` says there are by count some 150 bytes for each image, 16 for each of its
+    neighbours, and the keys: 30 GB for 10⁸, 300 GB for 10⁹, so those should be clustered in parts.
     """
 
     name = "cluster"
+    version = 2
 
     class Params(OperatorParams):
         """How to group, and what to name groups with.

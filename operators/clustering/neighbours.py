@@ -13,11 +13,16 @@ from operators.clustering.points import BLOCK, Points
 EXACT = 16_384
 """Up to as many points every one is compared; beyond, those in the nearest cells (see `Cells`)."""
 
+CELL = 128
+"""Points of a cell, on average: what a query is compared with does not grow with the points."""
+
 PROBES = 16
 """Cells that are looked into.
 
-Of 50,000 vectors of 512 numbers in 400 planted clusters this finds 97 % of the 10 nearest neighbours (74 % for those in
-no cluster, whose neighbours are all nearly as far), without any clusters 90 %.
+Of 50,000 vectors of 512 numbers in 400 planted clusters this finds all of the 10 nearest neighbours (at least .999),
+and .76 for those in no cluster, whose neighbours are all nearly as far: the distances to the 10th were 1 % too large at
+most. Of vectors without clusters in 16 dimensions, with noise in all 512, it finds .81; the 10th was 1.2 % too far
+in the mean and 8 % at most.
 """
 
 RESOLUTION = 1e-3
@@ -25,7 +30,9 @@ RESOLUTION = 1e-3
 
 _PAIRS = 16_384
 _PER_CELL, _ROUNDS = 32, 6
-_CANDIDATES = 2**22
+_CANDIDATES = 64
+"""Neighbours found in single cells that are held at once, for each point that may be found: as many queries are asked
+together as that allows, so that what it costs to turn to a cell is shared by as many, however many cells there are."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,9 @@ class Neighbours:
         found = np.empty((len(queries), count), dtype=np.int64)
         distances = np.empty((len(queries), count))
         order = np.argsort(self._all.rows[queries])  # as they lie on the disk
-        for start in range(0, len(queries) if count else 0, BLOCK):
-            part = order[start : start + BLOCK]
+        step = BLOCK if self._index is None else max(BLOCK, self._index.together(count + 1))
+        for start in range(0, len(queries) if count else 0, step):
+            part = order[start : start + step]
             vectors = self._all.load(queries[part])
             places = self._closest(vectors, min(count + 1, len(self.points)))
             found[part], distances[part] = self._nearest(queries[part], vectors, places, count)
@@ -107,17 +115,20 @@ class Neighbours:
 
 
 class Cells:
-    """An inverted file of 4 √n cells (FAISS's guideline), whose centres do not depend on the number of threads.
+    """An inverted file (FAISS's IVF) of n / `CELL` cells, whose centres do not depend on the number of threads.
 
     What is asked together is compared cell by cell, with products of matrices. FAISS's own compares query after query,
     for each of which everything that it is compared with comes from memory again; that takes three times as long.
+
+    A query is compared with n / `CELL` centres, all in one fast product, and with the points of `PROBES` cells, which
+    take most of the time and are as many for any n; with 4 √n cells (FAISS's guideline) both would grow.
 
     Args:
         vectors: float32 (n, dimensions), unit length.
     """
 
     def __init__(self, vectors: NDArray[np.float32]) -> None:
-        count = int(4 * np.sqrt(len(vectors)))
+        count = max(1, len(vectors) // CELL)
         some = np.random.default_rng(0).choice(len(vectors), min(len(vectors), count * _PER_CELL), replace=False)
         self._centres = train(vectors[np.sort(some)], count, seed=0, rounds=_ROUNDS)
         starts = range(0, len(vectors), BLOCK)
@@ -128,9 +139,13 @@ class Cells:
 
     def search(self, queries: NDArray[np.float32], wanted: int) -> NDArray[np.int64]:
         """Places of those with the highest cosines in the nearest cells: int64 (n, wanted); -1 for those that lack."""
-        step = max(1, _CANDIDATES // (PROBES * wanted))
+        step = self.together(wanted)
         parts = [self._search(queries[start : start + step], wanted) for start in range(0, len(queries), step)]
         return np.concatenate(parts)
+
+    def together(self, wanted: int) -> int:
+        """Queries that are asked at once."""
+        return max(1, _CANDIDATES * len(self._vectors) // (PROBES * wanted))
 
     def _search(self, queries: NDArray[np.float32], wanted: int) -> NDArray[np.int64]:
         import faiss

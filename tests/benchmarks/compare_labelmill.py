@@ -1,4 +1,4 @@
-"""This project's side of `tests.benchmarks.compare`: `inspect` as a worker applies it, and `deduplicate`."""
+"""This project's side of `tests.benchmarks.compare`: `inspect` and `embed` as a worker applies them, `deduplicate`."""
 
 from __future__ import annotations
 
@@ -9,33 +9,60 @@ from typing import Any
 from compare_side import Request, pairs_of, serve
 
 SHARD = 256
+SAVED_ANEW = 4
+"""Bits that differ at most between the hashes of a picture and of a copy that was saved anew."""
 ISSUES = {"dark": 0.32, "light": 0.05, "odd_aspect_ratio": 0.35, "low_information": 0.3, "blurry": 0.29}
 """CleanVision's thresholds."""
 
 
-def inspected(folder: str) -> Any:
-    """`inspect`, shard by shard in one thread; and its table without the images that failed."""
+def looked_at(folder: str, *steps: Any) -> Any:
+    """What image steps write, shard by shard in one thread, decoding once; without the images that failed."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from operators.apply import Job, Worker, apply
-    from operators.inspect import Inspect
+    from operators.apply import Job, Worker, apply_together
     from operators.loading import ShardImages
 
-    operator = Inspect(Inspect.Params())
-    operator.load()
-    worker, paths = Worker(operator), sorted(Path(folder).iterdir())
+    workers, paths = [Worker(step) for step in steps], sorted(Path(folder).iterdir())
     tables = []
     for start in range(0, len(paths), SHARD):
         files = paths[start : start + SHARD]
         rows = pa.table({"image_id": range(start + 1, start + 1 + len(files)), "key": [path.name for path in files]})
         images = ShardImages([str(path) for path in files], lambda uri: Path(uri).read_bytes())
         images.remember = False
-        found, _ = apply(Job(worker, rows, np.ones(len(files), dtype=bool)), images, threads=1)
-        tables.append(found.append_column("key", rows.column("key")))
-    table = pa.concat_tables(tables)
-    return table.filter(pc.equal(table.column("decision"), "kept"))
+        active = np.ones(len(files), dtype=bool)
+        done = apply_together([Job(worker, rows, active) for worker in workers], images, threads=1)
+        for worker, (found, _) in zip(workers, done, strict=True):
+            kept = pc.equal(found.column("decision"), "kept")
+            active &= kept.to_numpy(zero_copy_only=False)
+            for name in worker.operator.writes().names:
+                rows = rows.append_column(name, found.column(name))
+        tables.append(rows.filter(pa.array(active)))
+    return pa.concat_tables(tables)
+
+
+def inspector() -> Any:
+    from operators.inspect import Inspect
+
+    operator = Inspect(Inspect.Params())
+    operator.load()
+    return operator
+
+
+def embedder() -> Any:
+    """`embed` with the CLIP miniature, which learned on other scenes of the drawn world which pictures are copies."""
+    import torch
+
+    from operators.embed import Embed
+    from operators.models import load_card
+    from operators.models.card import ROOT
+
+    torch.set_num_threads(1)
+    card = load_card(ROOT / "conf" / "models" / "clip-miniature.yaml")
+    operator = Embed(Embed.Params.model_validate({"model": card}))
+    operator.load()
+    return operator
 
 
 def deduplicated(table: Any, **params: Any) -> Any:
@@ -65,27 +92,41 @@ def told(table: Any) -> list[list[str]]:
 
 
 def copies(request: Request) -> Any:
+    """By `hashes`, by `embeddings`, or by `both`; exact copies count where files are inspected.
+
+    Beside embeddings hashes have to be as near as those of a copy that was saved anew: more bits would add wrong pairs.
+    """
     import cv2  # noqa: F401
     import pillow_heif  # noqa: F401
     import xxhash  # noqa: F401
 
-    import operators.apply
-    import operators.deduplicate
-    import operators.inspect  # noqa: F401
+    import operators.deduplicate  # noqa: F401
+
+    steps: list[Any] = []
+    params: dict[str, Any] = {}
+    if request["by"] == "embeddings":
+        params["by"] = ()
+    else:
+        steps.append(inspector())
+        params.update(distance=request["distance"] if request["by"] == "hashes" else SAVED_ANEW, flips=True)
+    if request["by"] != "hashes":
+        steps.append(embedder())
+        params["threshold"] = request["same"]
 
     def work() -> Any:
-        return deduplicated(inspected(request["images"]), distance=request["distance"], flips=True)
+        return deduplicated(looked_at(request["images"], *steps), **params)
 
-    return work, lambda table: {"pairs": told(table)}
+    return work, lambda table: {"pairs": told(table), "version": f"labelmill, {request['by']}"}
 
 
 def issues(request: Request) -> Any:
     from operators.odd_size import OddSize
 
-    copies(request)  # imports
+    copies({**request, "by": "hashes"})  # imports
+    inspect = inspector()
 
     def work() -> Any:
-        table = inspected(request["images"])
+        table = looked_at(request["images"], inspect)
         sizes = table.select(["image_id", "key", "size"])
         found = OddSize(OddSize.Params()).compute(sizes, sizes.slice(0, 0)).columns
         assert found is not None

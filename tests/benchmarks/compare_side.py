@@ -19,8 +19,9 @@ Request = Mapping[str, Any]
 """What is asked.
 
 `task`: one of ``copies``, ``issues``, ``hashes``, ``vectors``. `images`: a folder; or `hashes`: a .npy of uint64 (n,);
-or `vectors`: a .npy of float32 (n, d), unit length. `distance`, `threshold`: what is a copy. `scratch`: an empty
-folder. `answer`: the file to write.
+or `vectors`: a .npy of float32 (n, d), unit length. `distance`, `threshold`: what is a copy; `by`, `same`: how this
+project finds copies of pictures, and the least cosine of theirs. `scratch`: an empty folder. `answer`: the file to
+write.
 """
 
 Task = Callable[[Request], tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]]

@@ -24,8 +24,8 @@ class Pictures:
     Files that cannot be read are taken out, as some who are compared stop at them.
     """
 
-    def __init__(self, folder: Path, count: int, side: int) -> None:
-        write_world(folder, count, seed=11, size=side, duplicates=0.35, bad=0.12)
+    def __init__(self, folder: Path, count: int, side: int, seed: int) -> None:
+        write_world(folder, count, seed=seed, size=side, duplicates=0.35, bad=0.12)
         self.folder = folder / "images"
         self.copies = pq.read_table(folder / "truth" / "duplicates.parquet").to_pylist()
         spoilt = pq.read_table(folder / "truth" / "defects.parquet").to_pylist()
@@ -36,12 +36,17 @@ class Pictures:
 
     def copies_found(self, answer: Answer) -> dict[str, float]:
         """Recall by kind: of the copies, how many are connected with another picture of the same; and precision: of the
-        pairs, how many show the same."""
+        pairs, how many show the same; also of those without a spoilt picture, as all that are dark look the same."""
         group = {row["key"]: row["group"] for row in self.copies}
         pairs = {tuple(sorted(pair)) for pair in answer["pairs"]}
-        right = [(one, other) for one, other in pairs if one in group and group[one] == group.get(other)]
+        right = {(one, other) for one, other in pairs if one in group and group[one] == group.get(other)}
         connected = {key for pair in right for key in pair}
-        found = {"precision": len(right) / max(1, len(pairs))}
+        spoilt = set().union(*self.spoilt.values())
+        clean = [pair for pair in pairs if spoilt.isdisjoint(pair)]
+        found = {
+            "precision": len(right) / max(1, len(pairs)),
+            "unspoilt": sum(pair in right for pair in clean) / max(1, len(clean)),
+        }
         for kind in dict.fromkeys(row["kind"] for row in self.copies if row["of"] is not None):
             keys = [row["key"] for row in self.copies if row["kind"] == kind]
             found[kind] = sum(key in connected for key in keys) / len(keys)

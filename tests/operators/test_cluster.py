@@ -72,6 +72,8 @@ def test_the_number_of_threads_does_not_matter(params: dict[str, Any], monkeypat
     from operators.clustering import neighbours
 
     monkeypatch.setattr(neighbours, "EXACT", 100)
+    monkeypatch.setattr(neighbours, "CELL", 8)
+    monkeypatch.setattr(neighbours, "PROBES", 4)
     vectors, _ = planted(SIZES, noise=60, spread=1.0)
     before, found = faiss.omp_get_max_threads(), []
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.spatial.distance import pdist, squareform
@@ -65,6 +67,7 @@ def test_cells_find_nearly_what_comparing_all_finds(monkeypatch: pytest.MonkeyPa
     everything = np.arange(len(points))
     exact = Neighbours(points, everything, exact=True).search(everything, 10)
     monkeypatch.setattr(module, "EXACT", 100)
+    monkeypatch.setattr(module, "CELL", 15)
     found = Neighbours(points, everything).search(everything, 10)
     assert not (found.points == everything[:, None]).any()
     recall = np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(found.points, exact.points, strict=True)])
@@ -77,16 +80,18 @@ def test_neighbours_that_the_cells_do_not_hold_are_sought_among_all(monkeypatch:
     points = points_of(planted([20] * 10, spread=0.05)[0])
     everything = np.arange(len(points))
     monkeypatch.setattr(module, "EXACT", 100)
+    monkeypatch.setattr(module, "CELL", 4)
     monkeypatch.setattr(module, "PROBES", 1)
     found = Neighbours(points, everything).search(everything, 60)
     np.testing.assert_allclose(found.distances, brute(points.load(), 60)[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("candidates", [1, 500, 2**22])
+@pytest.mark.parametrize("candidates", [1, 8, 64])
 def test_cells_find_what_an_inverted_file_of_faiss_finds(candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
     import faiss
 
     vectors = planted([30] * 60, noise=200, width=16, spread=0.8)[0].astype(np.float32)
+    monkeypatch.setattr(module, "CELL", 11)
     monkeypatch.setattr(module, "PROBES", 4)
     monkeypatch.setattr(module, "_CANDIDATES", candidates)
     cells = module.Cells(vectors)
@@ -103,6 +108,32 @@ def test_cells_find_what_an_inverted_file_of_faiss_finds(candidates: int, monkey
     np.testing.assert_array_equal((found < 0).sum(axis=1), (places < 0).sum(axis=1))
     mine = np.where(found < 0, -9, np.einsum("ij,ikj->ik", some, vectors[found]))
     np.testing.assert_allclose(-np.sort(-mine, axis=1), np.where(places < 0, -9, cosines), atol=1e-5)
+
+
+def test_a_query_is_not_compared_with_more_in_the_cells_of_more_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    import faiss
+
+    compared = 0
+    plain = faiss.knn
+
+    def counting(queries: np.ndarray, among: np.ndarray, *rest: Any, **more: Any) -> Any:
+        nonlocal compared
+        compared += len(queries) * len(among)
+        return plain(queries, among, *rest, **more)
+
+    monkeypatch.setattr(module, "CELL", 16)
+    monkeypatch.setattr(module, "PROBES", 4)
+    shares = []
+    for size in (20, 160):
+        cells = module.Cells(planted([size] * 50, width=16, spread=0.8)[0].astype(np.float32))
+        centres = size * 50 // 16
+        some = np.random.default_rng(0).choice(size * 50, 500, replace=False)
+        compared = 0
+        with monkeypatch.context() as patched:
+            patched.setattr(faiss, "knn", counting)
+            cells.search(cells._vectors[some], 10)
+        shares.append(compared / len(some) - centres)
+    assert shares[1] < 1.2 * shares[0] < 1.2 * 4 * 16 * 2
 
 
 def simplified_lof(vectors: np.ndarray, count: int) -> np.ndarray:
