@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators.clustering.points import Points
+from operators.clustering.similar import most_similar, on_gpu
 
 MOST = 1_000
 """Clusters that are made when nobody says how many."""
@@ -64,13 +65,11 @@ def distances(points: Points, labels: NDArray[np.int64], centres: NDArray[np.flo
 
 def nearest_centres(points: Points, centres: NDArray[np.float32]) -> NDArray[np.int64]:
     """The centre with the highest cosine for each point; the first of equal ones."""
-    import faiss
-
     nearest = np.zeros(len(points), dtype=np.int64)
     if len(centres) == 1:
         return nearest
     for members, vectors in points.blocks():
-        cosines, found = faiss.knn(vectors, centres, 2, metric=faiss.METRIC_INNER_PRODUCT)
+        cosines, found = most_similar(vectors, centres, 2)
         # Rounding depends on threads and on what stands in the block: close calls are made again, each by itself.
         close = np.flatnonzero(cosines[:, 0] - cosines[:, 1] < _TIE)
         if len(close):
@@ -128,6 +127,7 @@ def train(
             seed=seed,
             min_points_per_centroid=1,
             max_points_per_centroid=len(sample),
+            gpu=on_gpu(),
         )
         training.train(sample, init_centroids=first)
     assert training.centroids is not None

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from operators.clustering.centres import train
 from operators.clustering.points import BLOCK, Points
+from operators.clustering.similar import most_similar
 
 EXACT = 16_384
 """Up to as many points every one is compared; beyond, those in the nearest cells (see `Cells`)."""
@@ -90,12 +91,12 @@ class Neighbours:
     def _closest(self, vectors: NDArray[np.float32], wanted: int) -> NDArray[np.int64]:
         """Places of those with the highest cosines: int64 (n, wanted)."""
         if self._index is None:
-            return _compare(vectors, self.vectors, wanted)
+            return most_similar(vectors, self.vectors, wanted)[1]
         places = self._index.search(vectors, wanted)
         # -1 where the cells that were looked into hold too few: those queries are compared with all.
         short = np.flatnonzero((places < 0).any(axis=1))
         if len(short):
-            places[short] = _compare(vectors[short], self.vectors, wanted)
+            places[short] = most_similar(vectors[short], self.vectors, wanted)[1]
         return places
 
     def _nearest(
@@ -131,8 +132,8 @@ class Cells:
         count = max(1, len(vectors) // CELL)
         some = np.random.default_rng(0).choice(len(vectors), min(len(vectors), count * _PER_CELL), replace=False)
         self._centres = train(vectors[np.sort(some)], count, seed=0, rounds=_ROUNDS)
-        starts = range(0, len(vectors), BLOCK)
-        home = np.concatenate([_compare(vectors[start : start + BLOCK], self._centres, 1)[:, 0] for start in starts])
+        blocks = (vectors[start : start + BLOCK] for start in range(0, len(vectors), BLOCK))
+        home = np.concatenate([most_similar(block, self._centres, 1)[1][:, 0] for block in blocks])
         self._places = np.argsort(home, kind="stable")
         self._vectors = vectors[self._places]
         self._starts = np.concatenate([[0], np.cumsum(np.bincount(home, minlength=count))])
@@ -148,9 +149,7 @@ class Cells:
         return max(1, _CANDIDATES * len(self._vectors) // (PROBES * wanted))
 
     def _search(self, queries: NDArray[np.float32], wanted: int) -> NDArray[np.int64]:
-        import faiss
-
-        probes = _compare(queries, self._centres, min(PROBES, len(self._centres)))
+        probes = most_similar(queries, self._centres, min(PROBES, len(self._centres)))[1]
         # Questions by the cell that they go to: whose, and which of its probes.
         asker, probe = np.divmod(np.argsort(probes.ravel(), kind="stable"), probes.shape[1])
         ends = np.cumsum(np.bincount(probes.ravel(), minlength=len(self._centres)))
@@ -161,18 +160,11 @@ class Cells:
             asking = slice(ends[cell - 1] if cell else 0, ends[cell])
             row, column, most = asker[asking], probe[asking], min(wanted, high - low)
             if most:
-                near = faiss.knn(queries[row], self._vectors[low:high], most, metric=faiss.METRIC_INNER_PRODUCT)
+                near = most_similar(queries[row], self._vectors[low:high], most)
                 cosines[row, column, :most] = near[0]
                 places[row, column, :most] = self._places[low + near[1]]
         best = np.argpartition(-cosines.reshape(len(queries), -1), wanted - 1, axis=1)[:, :wanted]
         return np.take_along_axis(places.reshape(len(queries), -1), best, 1)
-
-
-def _compare(vectors: NDArray[np.float32], among: NDArray[np.float32], wanted: int) -> NDArray[np.int64]:
-    import faiss
-
-    places: NDArray[np.int64] = faiss.knn(vectors, among, wanted, metric=faiss.METRIC_INNER_PRODUCT)[1]
-    return places
 
 
 def outlier_scores(
