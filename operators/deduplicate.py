@@ -71,7 +71,8 @@ class Deduplicate(DatasetOperator):
             by: Which exact copies count: `file`, `pixels`, both or, with [], neither.
             distance: Bits of the perceptual hash that may differ, at most 16. Copies saved anew differ by 0 to 4, other
                 pictures by 20 to 44. Perceptual copies do not count if it is not given.
-            flips: Whether a picture turned by 90, 180 or 270 degrees or mirrored is a perceptual copy too.
+            flips: Whether a picture turned by 90, 180 or 270 degrees or mirrored is a perceptual copy too. Eight
+                chances to agree by accident: at a distance of 8, 1 of 20 copies found was none; at 4, none was.
             threshold: Least cosine of embeddings. With CLIP, .95 is the same picture, .9 the same scene. Semantic
                 copies do not count if it is not given.
             embedding: The column that `embed` wrote.

@@ -77,8 +77,11 @@ class _Cell:
             low, size = 0, ROWS
             while len(places) and low < len(answers) and answers[low] < places[-1]:
                 others = answers[low : low + size]
-                score = quick[places] @ quick[others].T
-                # Most have nothing near at all: that is cheap to see, and which of all are near is not.
+                score = quick[_span(places)] @ quick[_span(others)].T
+                itself = np.minimum(np.searchsorted(others, places), len(others) - 1)
+                there = np.flatnonzero(others[itself] == places)
+                score[there, itself[there]] = -1
+                # Most have nothing else near at all: that is cheap to see, and which of all are near is not.
                 some = np.flatnonzero((score.amax(dim=1) >= least).cpu().numpy())
                 if len(some):
                     near = (score[some] >= least).cpu().numpy()
@@ -101,6 +104,12 @@ class _Cell:
             near[unsettled, column] = False
             unsettled = unsettled[~close]
             unsettled = unsettled[near[unsettled].any(axis=1)]
+
+
+def _span(places: NDArray[np.int64]) -> NDArray[np.int64] | slice:
+    """Rising places as a slice where none is left out, for what is indexed is not copied then."""
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if last - first + 1 == len(places) else places
 
 
 def _cosines(vectors: NDArray[np.float32], one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float64]:

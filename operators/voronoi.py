@@ -23,6 +23,8 @@ JUDGES = 16_384
 TAKING = 4096
 """What it takes to read a vector, in comparisons of two."""
 SEED = 0
+IN_CACHE, ON_GPU = 2**20, 2**25
+"""Products of vectors and centres that are looked at together: what a processor's cache holds, what fills a GPU."""
 
 
 class Borders:
@@ -38,27 +40,28 @@ class Borders:
         import torch
 
         self._centres = train(sample, count, SEED, ROUNDS)
-        self._half = (self._centres**2).sum(axis=1) / 2
+        self._half = -(self._centres**2).sum(axis=1) / 2
         # Widened for float32: a vector that is copied once too often costs little, a missed pair is missed.
-        self._width = float(np.sqrt(2 * (1 - threshold)) + 1e-3) / 2
+        width = float(np.sqrt(2 * (1 - threshold)) + 1e-3) / 2
         centres = on_device(self._centres)
-        self._apart: NDArray[np.float32] = torch.cdist(centres, centres).cpu().numpy()
+        self._reach: NDArray[np.float32] = (width * torch.cdist(centres, centres)).cpu().numpy()
 
     def __len__(self) -> int:
         return len(self._centres)
 
     def cells_of(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pairs of a row and a cell, by row: the row's own cell, and those whose border it is near."""
+        import torch
+
         rows, cells = [], []
-        step = max(1, 2**25 // len(self._centres))
-        centres, half, apart = (on_device(each) for each in (self._centres, self._half, self._apart))
+        centres, half, reach = (on_device(each) for each in (self._centres, self._half, self._reach))
+        step = max(1, (ON_GPU if centres.is_cuda else IN_CACHE) // len(centres))
         for start in range(0, len(vectors), step):
-            score = on_device(vectors[start : start + step]) @ centres.T - half
+            score = torch.addmm(half, on_device(vectors[start : start + step]), centres.T)
             most, home = score.max(dim=1)
-            near = most[:, None] - score <= self._width * apart[home]
-            row, cell = np.nonzero(near.cpu().numpy())
-            rows.append(row + start)
-            cells.append(cell)
+            row, cell = (score.add_(reach[home]) >= most[:, None]).nonzero(as_tuple=True)
+            rows.append(row.cpu().numpy() + start)
+            cells.append(cell.cpu().numpy())
         return np.concatenate(rows), np.concatenate(cells)
 
 
