@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NAME = "grounding-dino-miniature"
 SCENES = 24_000
-PLAN = Plan(steps=20_000, rate=7e-4, warm_up=300, decay=0.05, average=0.9985, clip=0.5)
+PLAN = Plan(steps=24_000, rate=7e-4, warm_up=300, decay=0.05, average=0.9985, clip=0.5)
 BATCH = 8
 NAMES = (4, 14)
 """Fewest and most names asked at once."""
