@@ -8,15 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.voronoi import on_device
+from operators.voronoi import as_multiplied, on_device
 
-ROWS = 1024
-"""Vectors that are compared with others at once."""
+ROWS, OTHERS = 256, 1024
+"""Vectors that are compared at once, first with as many others, then with more and more up to this: what a processor's
+cache holds. Products are of multiples of the former: oneDNN makes code for every shape that it is asked for, which
+takes longer than to use it."""
+ON_GPU = 16
+"""Times as many fill a GPU."""
 ROUNDING = 1e-6
 """Cosines of float16 vectors are not more exact than that."""
 
 
 def earliest_in_cell(
+    members: NDArray[np.int64],
     take: Callable[[NDArray[np.int64]], NDArray[np.float32]],
     ranks: NDArray[np.int64],
     asked: NDArray[np.bool_],
@@ -28,20 +33,22 @@ def earliest_in_cell(
     """Lower what was found for the vectors of a cell to the earliest that each is near in this cell.
 
     Args:
-        take: Gives unit vectors, float32 (n, d), by their places in the cell.
-        ranks: int64 (m,): of the members, rising.
-        asked: bool (m,): for which of them.
-        among: bool (m,): which of them it may be.
-        parts: int64 (m,): it must be of another part.
-        found: int64 (m,): the lowest rank so far. Changed in place.
+        members: int64 (m,): which of n vectors are in the cell, in order of rank.
+        take: Gives unit vectors, float32 (k, d), of k of the n.
+        ranks: int64 (n,).
+        asked: bool (n,): for which of them.
+        among: bool (n,): which of them it may be.
+        parts: int64 (n,): it must be of another part.
+        found: int64 (n,): the lowest rank so far. Changed in place.
         threshold: Least cosine.
     """
-    for asking, answering in _sides(asked, among, parts):
+    for asking, answering in _sides(asked[members], among[members], None if parts is None else parts[members]):
         if asking.any() and answering.any():
-            some = np.flatnonzero(asking | answering)
-            lower = _Cell(take(some), ranks[some], None if parts is None else parts[some], found[some], threshold)
-            lower.search(np.flatnonzero(asking[some]), np.flatnonzero(answering[some]))
-            found[some] = lower.found
+            chosen = np.flatnonzero(asking | answering)
+            some = members[chosen]
+            cell = _Cell(take(some), ranks[some], None if parts is None else parts[some], found[some], threshold)
+            cell.search(np.flatnonzero(asking[chosen]), np.flatnonzero(answering[chosen]))
+            found[some] = cell.found
 
 
 def near_pairs(vectors: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
@@ -72,12 +79,13 @@ class _Cell:
     def search(self, questions: NDArray[np.int64], answers: NDArray[np.int64]) -> None:
         quick, margin = _quick(self._vectors)
         least = self._threshold - margin
-        for begin in range(0, len(questions), ROWS):
-            places = questions[begin : begin + ROWS]
-            low, size = 0, ROWS
-            while len(places) and low < len(answers) and answers[low] < places[-1]:
-                others = answers[low : low + size]
-                score = quick[_span(places)] @ quick[_span(others)].T
+        scale = ON_GPU if quick.is_cuda else 1
+        for begin in range(0, len(questions), scale * ROWS):
+            places = questions[begin : begin + scale * ROWS]
+            low, size, end = 0, scale * ROWS, int(np.searchsorted(answers, places[-1]))
+            while len(places) and low < end:
+                others = answers[low : min(low + size, end)]
+                score = (quick[_span(places)] @ quick[_span(others)].T)[: len(places), : len(others)]
                 itself = np.minimum(np.searchsorted(others, places), len(others) - 1)
                 there = np.flatnonzero(others[itself] == places)
                 score[there, itself[there]] = -1
@@ -92,7 +100,7 @@ class _Cell:
                     self._settle(asking, others, near)
                 # The others come in order of rank: nothing later can be earlier than what is found.
                 places = places[np.minimum(self._ranks[places], self.found[places]) > self._ranks[others[-1]]]
-                low, size = low + size, min(size * 2, 8 * ROWS)
+                low, size = low + size, min(size * 2, scale * OTHERS)
 
     def _settle(self, places: NDArray[np.int64], others: NDArray[np.int64], near: NDArray[np.bool_]) -> None:
         """Of what may be near each, take the first that is."""
@@ -107,15 +115,18 @@ class _Cell:
 
 
 def _span(places: NDArray[np.int64]) -> NDArray[np.int64] | slice:
-    """Rising places as a slice where none is left out, for what is indexed is not copied then."""
-    first, last = int(places[0]), int(places[-1])
-    return slice(first, last + 1) if last - first + 1 == len(places) else places
+    """Rising places, and as many more as make a multiple of `ROWS`. A slice where none is left out, for what it takes
+    is not copied."""
+    first, more = int(places[0]), -len(places) % ROWS
+    if int(places[-1]) - first + 1 == len(places):
+        return slice(first, first + len(places) + more)
+    return np.pad(places, (0, more), mode="edge")
 
 
 def _cosines(vectors: NDArray[np.float32], one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float64]:
     found = np.empty(len(one))
-    for start in range(0, len(one), 4 * ROWS):
-        part = slice(start, start + 4 * ROWS)
+    for start in range(0, len(one), OTHERS):
+        part = slice(start, start + OTHERS)
         found[part] = np.einsum("ij,ij->i", vectors[one[part]], vectors[other[part]], dtype=np.float64)
     return found
 
@@ -136,12 +147,12 @@ def _sides(
 
 
 def _quick(vectors: NDArray[np.float32]) -> tuple[Any, float]:
-    """The vectors as the machine multiplies them fastest, and by how much a cosine may then be too low."""
+    """The vectors as the machine multiplies them fastest, and by how much a cosine may then be too low.
+
+    `ROWS` rows of zeros follow them.
+    """
     import torch
 
-    tensor = on_device(vectors)
-    if tensor.is_cuda:
-        return tensor.half(), 2.0**-9
-    if torch.cpu.get_capabilities().get("amx_bf16"):
-        return tensor.bfloat16(), 2.0**-6
-    return tensor, 1e-4
+    quick = as_multiplied(on_device(vectors))
+    margin = {torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}.get(quick.dtype, 1e-4)
+    return torch.nn.functional.pad(quick, (0, 0, 0, ROWS)), margin

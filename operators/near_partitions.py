@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from operators.near_cell import earliest_in_cell
 from operators.tasks import Tasks
 from operators.vectors import Vectors, normalised
-from operators.voronoi import Borders
+from operators.voronoi import Borders, by_cell
 
 LEAST_BLOCK = 1024
 """Vectors in a block, at least."""
@@ -67,8 +68,7 @@ class Partitions:
         """Ranks of the members of each cell that has any, rising."""
         for bucket in range(len(self)):
             ranks, cells = self._members(bucket)
-            order = np.argsort(cells, kind="stable")
-            yield from np.split(ranks[order], np.flatnonzero(np.diff(cells[order])) + 1) if len(order) else []
+            yield from (ranks[members] for members in by_cell(cells))
 
     def first(
         self,
@@ -109,9 +109,8 @@ class Partitions:
         """The file and the row group of each partition of a bucket that is not empty."""
         pieces = []
         for start, block in self._blocks:
-            filled = np.diff(block.starts[: bucket + 2]) > 0
-            if filled[bucket]:
-                pieces.append((start, int(filled[:bucket].sum())))
+            if block.starts[bucket] < block.starts[bucket + 1]:
+                pieces.append((start, int(block.groups[bucket])))
         return pieces
 
 
@@ -146,6 +145,11 @@ class _Written:
     places: NDArray[np.int32]
     cells: NDArray[np.int32]
     starts: NDArray[np.int64]
+
+    @cached_property
+    def groups(self) -> NDArray[np.int64]:
+        """The row group of each bucket that is not empty; int64 (buckets,)."""
+        return np.cumsum(np.diff(self.starts) > 0) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,18 +204,18 @@ def _write_block(shared: _Division, block: _Block) -> _Written:
 def _search_bucket(shared: _Search, question: _Question) -> NDArray[np.int64]:
     """The earliest for each member, at most what was found before."""
     ranks, cells, numbers = _read(shared, question.pieces)
-    order = np.argsort(cells, kind="stable")
     found = question.found.copy()
-    for members in np.split(order, np.flatnonzero(np.diff(cells[order])) + 1):
-        lower = found[members]
-        parts = None if question.parts is None else question.parts[members]
-
-        def take(places: NDArray[np.int64], own: NDArray[np.int64] = members) -> NDArray[np.float32]:
-            return normalised(numbers[own[places]])
-
-        asked, among = question.asked[members], question.among[members]
-        earliest_in_cell(take, ranks[members], asked, among, parts, lower, shared.threshold)
-        found[members] = lower
+    for members in by_cell(cells):
+        earliest_in_cell(
+            members,
+            lambda some: normalised(numbers[some]),
+            ranks,
+            question.asked,
+            question.among,
+            question.parts,
+            found,
+            shared.threshold,
+        )
     return found
 
 

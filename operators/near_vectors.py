@@ -46,7 +46,6 @@ again in float64, so results do not depend on the machine.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +55,7 @@ from operators.near_cell import ROWS, earliest_in_cell, near_pairs
 from operators.near_partitions import Partitions
 from operators.tasks import Tasks
 from operators.vectors import Vectors
-from operators.voronoi import SAMPLE, Borders, best_borders
+from operators.voronoi import SAMPLE, Borders, best_borders, by_cell
 
 
 class NearVectors:
@@ -99,11 +98,9 @@ class NearVectors:
         if self._partitions is not None and not self._fits(int(np.count_nonzero(asked | among))):
             self._partitions.first(asked, among, parts, found)
             return found
-        for ranks in self._members():
-            lower, part = found[ranks], None if parts is None else parts[ranks]
-            take = partial(self._take_members, ranks)
-            earliest_in_cell(take, ranks, asked[ranks], among[ranks], part, lower, self._threshold)
-            found[ranks] = lower
+        ranks = np.arange(len(found))
+        for members in self._members():
+            earliest_in_cell(members, self._take, ranks, asked, among, parts, found, self._threshold)
         return found
 
     def among(self, ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -112,9 +109,6 @@ class NearVectors:
 
     def _take(self, ranks: NDArray[np.int64]) -> NDArray[np.float32]:
         return self._vectors.take(self._rows[ranks])
-
-    def _take_members(self, ranks: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self._take(ranks[places])
 
     def _fits(self, count: int) -> bool:
         return 4 * count * self._vectors.dimensions <= self._memory
@@ -147,7 +141,5 @@ class NearVectors:
             row, cell = borders.cells_of(self._take(part))
             ranks.append(part[row])
             cells.append(cell.astype(np.int32))
-        where = np.concatenate(cells)
-        order = np.argsort(where, kind="stable")
-        ends = np.cumsum(np.bincount(where))
-        return np.split(np.concatenate(ranks)[order], ends[:-1])
+        joined = np.concatenate(ranks)
+        return [joined[members] for members in by_cell(np.concatenate(cells))]

@@ -23,6 +23,9 @@ JUDGES = 16_384
 TAKING = 4096
 """What it takes to read a vector, in comparisons of two."""
 SEED = 0
+HALF_ROUNDING = 2.0**-7
+"""By how much a score is wrong in bfloat16, at most: both factors, the sum of up to 1.5 and the 0.5 that is added to
+the product are each rounded to 2^-9 of themselves."""
 IN_CACHE, ON_GPU = 2**20, 2**25
 """Products of vectors and centres that are looked at together: what a processor's cache holds, what fills a GPU."""
 
@@ -40,7 +43,8 @@ class Borders:
         import torch
 
         self._centres = train(sample, count, SEED, ROUNDS)
-        self._half = -(self._centres**2).sum(axis=1) / 2
+        # What is added to the product with a centre, so that the nearest has the highest score.
+        self._offset = -(self._centres**2).sum(axis=1) / 2
         # Widened for float32: a vector that is copied once too often costs little, a missed pair is missed.
         width = float(np.sqrt(2 * (1 - threshold)) + 1e-3) / 2
         centres = on_device(self._centres)
@@ -50,18 +54,29 @@ class Borders:
         return len(self._centres)
 
     def cells_of(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Pairs of a row and a cell, by row: the row's own cell, and those whose border it is near."""
+        """Pairs of a row and a cell, by row: the row's own cell, and those whose border it is near.
+
+        A row's own cell may be one whose centre is almost the nearest: of near vectors x and y with any own cells i and
+        j, x is in j or y in i all the same.
+        """
         import torch
 
         rows, cells = [], []
-        centres, half, reach = (on_device(each) for each in (self._centres, self._half, self._reach))
+        centres, offset, reach = (on_device(each) for each in (self._centres, self._offset, self._reach))
+        quick = as_multiplied(centres).T
+        # Two products are compared, each with its error.
+        reach = reach + 2 * HALF_ROUNDING if quick.dtype != centres.dtype else reach
         step = max(1, (ON_GPU if centres.is_cuda else IN_CACHE) // len(centres))
         for start in range(0, len(vectors), step):
-            score = torch.addmm(half, on_device(vectors[start : start + step]), centres.T)
+            some = on_device(vectors[start : start + step])
+            score = torch.addmm(offset.to(quick.dtype), some.to(quick.dtype), quick).float()
             most, home = score.max(dim=1)
-            row, cell = (score.add_(reach[home]) >= most[:, None]).nonzero(as_tuple=True)
-            rows.append(row.cpu().numpy() + start)
-            cells.append(cell.cpu().numpy())
+            near = score.add_(reach.index_select(0, home)) >= most[:, None]
+            # NumPy looks for the few in a mask ten times as fast as torch does on a CPU.
+            places = near.view(-1).nonzero()[:, 0].cpu().numpy() if near.is_cuda else np.flatnonzero(near.numpy())
+            row, cell = np.divmod(places, len(centres))
+            rows.append(row + start)
+            cells.append(cell)
         return np.concatenate(rows), np.concatenate(cells)
 
 
@@ -98,6 +113,12 @@ def best_borders(
     return best[1], best[2]
 
 
+def by_cell(cells: NDArray[np.integer]) -> list[NDArray[np.int64]]:
+    """Places in an array (n,) of cells, one array for each cell that occurs, rising."""
+    order = np.argsort(cells, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(cells[order])) + 1) if len(order) else []
+
+
 def on_device(array: NDArray[np.float32]) -> torch.Tensor:
     """A tensor where there is a GPU on it, else of the array's own memory."""
     import torch
@@ -108,3 +129,12 @@ def on_device(array: NDArray[np.float32]) -> torch.Tensor:
         # Arrays that a task was sent are read-only, and nothing is written here.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         return torch.from_numpy(array).to(pick_device())
+
+
+def as_multiplied(tensor: torch.Tensor) -> torch.Tensor:
+    """In half precision where the machine multiplies that several times as fast."""
+    import torch
+
+    if tensor.is_cuda:
+        return tensor.half()
+    return tensor.bfloat16() if torch.cpu.get_capabilities().get("amx_bf16") else tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,17 @@ class EvaluationFile:
             return None
         try:
             kept = json.loads(self._layout.store.read(EVALUATION_FILE))
-            return kept["figures"] if kept["fingerprint"] == self._fingerprint() else None
+            return kept["figures"] if kept["fingerprint"] == self._fingerprint else None
         except (ValueError, TypeError, KeyError):  # not as `write` leaves it: made anew
             return None
 
     def write(self, figures: dict[str, Any]) -> None:
         """Keep figures, unless the run is where nothing can be written: it can be evaluated all the same."""
-        text = json.dumps({"fingerprint": self._fingerprint(), "figures": figures}, indent=2, ensure_ascii=False)
+        text = json.dumps({"fingerprint": self._fingerprint, "figures": figures}, indent=2, ensure_ascii=False)
         with suppress(OSError):
             self._layout.store.write(EVALUATION_FILE, f"{text}\n".encode())
 
+    @cached_property
     def _fingerprint(self) -> str:
         """Of everything that the figures depend on: the run's results and settings, and the truth's files."""
         state = [VERSION, state_of(self._layout, self._shards), self._layout.store.read(PIPELINE_FILE).decode()]

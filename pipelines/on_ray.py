@@ -27,7 +27,7 @@ from pipelines.dataset_steps import run_dataset_step
 from pipelines.errors import UserError
 from pipelines.layout import Layout
 from pipelines.placement import Phase, Pool, Resources
-from pipelines.ray_news import collected as _progress
+from pipelines.ray_news import collected
 from pipelines.ray_tasks import RayTasks
 from pipelines.receipts import OnNews
 from pipelines.sources import Fetcher
@@ -141,7 +141,7 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     _ship_user_code(layout.steps)
-    with _progress(on_news) as progress:
+    with collected(on_news) as progress:
         items = [{"shard": shard} for shard in shards]
         dataset: Any = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
         for pool in phase.pools:
@@ -179,7 +179,7 @@ def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_news: OnNe
     import ray
 
     _ship_user_code(layout.steps)
-    with _progress(on_news) as progress:
+    with collected(on_news) as progress:
 
         def work() -> None:
             use_threads(_cpus_of_this_node())

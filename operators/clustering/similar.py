@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,8 @@ def most_similar(
     """
     import faiss
 
-    if on_gpu() and count <= MOST_ON_GPU:
-        found = faiss.knn_gpu(_resources(), queries, among, count, metric=faiss.METRIC_INNER_PRODUCT)
-    else:
-        found = faiss.knn(queries, among, count, metric=faiss.METRIC_INNER_PRODUCT)
-    products, places = found
+    search: Any = partial(faiss.knn_gpu, _resources()) if on_gpu() and count <= MOST_ON_GPU else faiss.knn
+    products, places = search(queries, among, count, metric=faiss.METRIC_INNER_PRODUCT)
     return products, places
 
 

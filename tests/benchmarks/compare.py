@@ -205,15 +205,12 @@ def table(task: str, sides: dict[str, dict[str, Any]]) -> list[str]:
     """Lines of text."""
     lines = [f"{task:<42} {'wall s':>8} {'CPU s':>8} {'ratio':>7}  quality"]
     ours = sides[OURS]
-    for found in sides.values():
+    for side, found in sides.items():
         if "error" in found:
             continue
         cpu, wall = statistics.median(found["cpu_seconds"]), statistics.median(found["seconds"])
-        ratio = (
-            ""
-            if found["version"].startswith(OURS) or "error" in ours
-            else f"{cpu / statistics.median(ours['cpu_seconds']):.2f}"
-        )
+        theirs = side not in WAYS and "error" not in ours
+        ratio = f"{cpu / statistics.median(ours['cpu_seconds']):.2f}" if theirs else ""
         mark = "" if not ratio else " " if float(ratio) >= FASTER else "<"
         right = "  ".join(
             f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value:,}"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from operators.miniatures.write import write_world
-from tests.benchmarks.near_duplicates import write_vectors
+from tests.benchmarks.near_duplicates import draw_hashes, write_vectors
 
 ISSUES = ("dark", "light", "blurry", "low_information", "grayscale", "odd_aspect_ratio", "odd_size")
 BROKEN = ("truncated", "empty", "not_an_image")
@@ -71,14 +71,8 @@ class Planted:
 
     @classmethod
     def hashes(cls, folder: Path, count: int, distance: int) -> Planted:
-        """Random hashes of 64 bits, 5 of a hundred with 0 to 5 bits of another changed."""
-        rng = np.random.default_rng(0)
-        rows = rng.integers(2**64, size=count, dtype=np.uint64)
-        source, copy = rng.permutation(count)[: 2 * (count // 20)].reshape(2, -1)
-        rows[copy] = rows[source]
-        for change in range(5):
-            some = copy[change * len(copy) // 6 :]
-            rows[some] ^= np.uint64(1) << rng.integers(64, size=len(some)).astype(np.uint64)
+        """Those of `tests.benchmarks.near_duplicates`."""
+        rows, _, _ = draw_hashes(count)
         np.save(folder / "hashes.npy", rows)
         found = []
         for start in range(0, count, 1024):

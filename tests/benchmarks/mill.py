@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def time_mill(pipeline: Path, output: Path, workers: int, watch: bool = False) -
         cwd=CHECKOUT,
         stdout=subprocess.DEVNULL,
     )
-    peak = _watch_memory(process.pid) if watch else lambda: 0.0
+    peak = watch_memory(process.pid) if watch else lambda: 0.0
     if process.wait() != 0:
         raise SystemExit("labelmill run failed")
     ended = time.time()
@@ -127,12 +128,17 @@ def time_mill(pipeline: Path, output: Path, workers: int, watch: bool = False) -
     }
 
 
-def _watch_memory(pid: int) -> Any:
+def watch_memory(pid: int, every: float = 2.0) -> Callable[[], float]:
+    """Look at the memory of a process and all that it started, every so many seconds.
+
+    Returns:
+        Stops, and gives the largest sum of their proportional set sizes, in bytes.
+    """
     peak, done = [0.0], threading.Event()
 
     def watch() -> None:
         root = psutil.Process(pid)
-        while not done.wait(2.0):
+        while not done.wait(every):
             total = 0
             try:
                 family = [root, *root.children(recursive=True)]

@@ -15,21 +15,23 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+
+from tests.benchmarks.mill import watch_memory
 
 if TYPE_CHECKING:
     from operators.tasks import Tasks
@@ -84,15 +86,17 @@ def vectors(count: int, memory_gb: float, tasks: bool) -> dict[str, float]:
         source, copy = write_vectors(path, count)
         with pa.memory_map(str(path)) as file:
             column = pa.ipc.open_file(file).read_all().column(0)
-            with _tasks(Path(folder)) if tasks else nullcontext() as spread, _peak(tasks) as memory:
+            with _tasks(Path(folder)) if tasks else nullcontext() as spread:
+                peak = watch_memory(os.getpid(), 0.5) if tasks else None
                 began = time.perf_counter()
                 found = Vectors(column)
                 kept_by = choose([NearVectors(found, np.arange(count), THRESHOLD, memory_gb, spread)], count)
                 seconds = time.perf_counter() - began
+                memory = _memory() if peak is None else peak() / 2**30
             near = found.cosines(source, copy) >= THRESHOLD
             removed = np.flatnonzero(kept_by != np.arange(count))
             wrong = found.cosines(removed, kept_by[removed]) < THRESHOLD - 1e-6
-            return _report(seconds, memory[0], kept_by, source[near], copy[near], int(wrong.sum()))
+            return _report(seconds, memory, kept_by, source[near], copy[near], int(wrong.sum()))
 
 
 def hashes(count: int) -> dict[str, float]:
@@ -100,13 +104,7 @@ def hashes(count: int) -> dict[str, float]:
     from operators.greedy import choose
     from operators.near_hashes import NearHashes
 
-    rng = np.random.default_rng(0)
-    found = rng.integers(2**64, size=count, dtype=np.uint64)
-    source, copy = rng.permutation(count)[: 2 * (count // 20)].reshape(2, -1)
-    found[copy] = found[source]
-    for change in range(5):
-        some = copy[change * len(copy) // 6 :]
-        found[some] ^= np.uint64(1) << rng.integers(64, size=len(some)).astype(np.uint64)
+    found, source, copy = draw_hashes(count)
     began = time.perf_counter()
     kept_by = choose([NearHashes(found, BITS)], count)
     seconds = time.perf_counter() - began
@@ -129,6 +127,18 @@ def _report(
         "missed": int((kept[source] & kept[copy]).sum()),  # of two that resemble each other one must go
         "wrong": wrong,
     }
+
+
+def draw_hashes(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The hashes, uint64 (count,); the rows that were copied, and those of the copies."""
+    rng = np.random.default_rng(0)
+    found = rng.integers(2**64, size=count, dtype=np.uint64)
+    source, copy = rng.permutation(count)[: 2 * (count // 20)].reshape(2, -1)
+    found[copy] = found[source]
+    for change in range(5):
+        some = copy[change * len(copy) // 6 :]
+        found[some] ^= np.uint64(1) << rng.integers(64, size=len(some)).astype(np.uint64)
+    return found, source, copy
 
 
 def write_vectors(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -176,39 +186,7 @@ def _tasks(folder: Path) -> Iterator[Tasks]:
         yield RayTasks(str(folder / "partitions"), gpu=False)
 
 
-@contextmanager
-def _peak(all_processes: bool) -> Iterator[list[float]]:
-    """Gigabytes at most, once the block is left; of the processes that this one started too."""
-    peak = [0.0]
-    if not all_processes:
-        yield peak
-        peak[0] = _memory()
-        return
-    import psutil
-
-    ended = threading.Event()
-    me = psutil.Process()
-
-    def look() -> None:
-        while not ended.wait(0.5):
-            total = 0
-            for process in [me, *me.children(recursive=True)]:
-                with suppress(psutil.NoSuchProcess):
-                    total += process.memory_full_info().pss
-            peak[0] = max(peak[0], total / 2**30)
-
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        ended.set()
-        watcher.join()
-
-
 def _cores() -> set[int]:
-    import os
-
     return os.sched_getaffinity(0)
 
 

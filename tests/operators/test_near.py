@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -156,6 +157,13 @@ def many_cells(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return bool(request.param)
 
 
+@pytest.fixture(params=[False, True], ids=["single precision", "half precision"])
+def half_precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": request.param})
+    return bool(request.param)
+
+
+@pytest.mark.usefixtures("half_precision")
 @pytest.mark.parametrize(("threshold", "spread"), [(0.98, 0.15), (0.9, 0.3), (1.0, 0.2)])
 def test_vectors_against_brute_force(many_cells: bool, threshold: float, spread: float) -> None:
     rng = np.random.default_rng(1)
@@ -173,6 +181,30 @@ def test_vectors_against_brute_force(many_cells: bool, threshold: float, spread:
     assert near._cells is not None and (len(near._cells) > 3) == many_cells
     assert np.array_equal(near.among(np.arange(0, 700, 3)), truth[::3, ::3])
     assert choose([near], 700).tolist() == greedy(truth)
+
+
+def test_every_near_pair_shares_a_cell_of_one_of_them(half_precision: bool) -> None:
+    found = Vectors(column(clustered(np.random.default_rng(4), 900, spread=0.2))).block(0, 900)
+    borders = voronoi.Borders(found, 12, 0.95)
+    row, cell = borders.cells_of(found)
+    within = np.zeros((900, 12), bool)
+    within[row, cell] = True
+    assert within.any(axis=1).all() and 1 < within.sum(axis=1).mean() < 4
+    one, other = np.nonzero(found.astype(np.float64) @ found.T >= 0.95)
+    assert (within[one] & within[other]).any(axis=1).all()
+
+
+def test_scores_in_half_precision_are_as_exact_as_is_assumed() -> None:
+    rng = np.random.default_rng(5)
+    unit = rng.normal(size=(500, 64))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    centres = np.concatenate([unit[:200], -unit[200:400], 0.7 * unit[:200]])
+    exact = unit @ centres.T - (centres**2).sum(axis=1) / 2
+    vectors, others, offset = (
+        torch.from_numpy(each).bfloat16() for each in (unit, centres, -(centres**2).sum(axis=1) / 2)
+    )
+    wrong = np.abs(torch.addmm(offset, vectors, others.T).double().numpy() - exact)
+    assert voronoi.HALF_ROUNDING / 4 < wrong.max() <= voronoi.HALF_ROUNDING
 
 
 def test_little_memory_makes_fewer_cells_and_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
