@@ -29,8 +29,8 @@ def earliest_in_cell(
     parts: NDArray[np.int64] | None,
     found: NDArray[np.int64],
     threshold: float,
-) -> None:
-    """Lower what was found for the vectors of a cell to the earliest that each is near in this cell.
+) -> NDArray[np.int64]:
+    """The earliest that each vector of a cell is near in this cell, at most what was found before.
 
     Args:
         members: int64 (m,): which of n vectors are in the cell, in order of rank.
@@ -39,16 +39,21 @@ def earliest_in_cell(
         asked: bool (n,): for which of them.
         among: bool (n,): which of them it may be.
         parts: int64 (n,): it must be of another part.
-        found: int64 (n,): the lowest rank so far. Changed in place.
+        found: int64 (n,): the lowest rank so far.
         threshold: Least cosine.
+
+    Returns:
+        int64 (m,): a rank for each member.
     """
+    lower = found[members]
     for asking, answering in _sides(asked[members], among[members], None if parts is None else parts[members]):
         if asking.any() and answering.any():
             chosen = np.flatnonzero(asking | answering)
             some = members[chosen]
-            cell = _Cell(take(some), ranks[some], None if parts is None else parts[some], found[some], threshold)
+            cell = _Cell(take(some), ranks[some], None if parts is None else parts[some], lower[chosen], threshold)
             cell.search(np.flatnonzero(asking[chosen]), np.flatnonzero(answering[chosen]))
-            found[some] = cell.found
+            lower[chosen] = cell.found
+    return lower
 
 
 def near_pairs(vectors: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:

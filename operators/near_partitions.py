@@ -206,7 +206,7 @@ def _search_bucket(shared: _Search, question: _Question) -> NDArray[np.int64]:
     ranks, cells, numbers = _read(shared, question.pieces)
     found = question.found.copy()
     for members in by_cell(cells):
-        earliest_in_cell(
+        found[members] = earliest_in_cell(
             members,
             lambda some: normalised(numbers[some]),
             ranks,

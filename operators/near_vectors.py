@@ -9,13 +9,15 @@ missed: x of cell i also joins cell j if it is at most ε/2 from the plane half-
 and of two vectors at most ε apart on both sides of that plane, one is. So every pair meets in the cell of one of them
 (SemDeDup, Abbas et al. 2023, compares within cells only, and misses what borders divide). Which cells there are
 changes how long it takes and nothing else: that is estimated on a sample for a few numbers of cells, and the best one
-is taken. Vectors without any structure have every cell near every vector; then there is one cell.
+is taken. Cells are searched in as many threads as there are, each by one. Vectors without any structure have every
+cell near every vector; then there is one cell.
 
 **What it costs.** For n vectors of d numbers, k cells and c places that a vector stands in (1.4 to 3 for embeddings of
-images at t = .95), finding cells takes 2 n k d operations and comparing within them (each pair once) n² c² d / k; least
-in all with k = c √(n / 2) cells:
+images at t = .95), finding cells takes 2 n k d operations and comparing within them (each pair once) n² c² d / k. On a
+CPU an operation takes three times as long there as here, as every product with a centre is looked at again, so the
+least is with about k = √n cells, and more are not tried:
 
-    2 √2 · c · d · n^1.5 operations.
+    (2 + c²) · d · n^1.5 operations.
 
 Centres come on top with 320 k² d. What fits into `memory_gb` is compared in one process. More is written to disk as
 partitions in order of cells, 2 c n d bytes of float16, which tasks read twice: once to ask everything, and once to ask
@@ -25,18 +27,18 @@ those in chains for what was kept (`operators.near_partitions`). For d = 512 and
 n       cells   operations  G × 2 cores of 100   G GPUs of 100 TFLOP/s   vectors,     partitions  disks of 3 GB/s
                             GFLOP/s each         (half precision)        float16
 ======  ======  ==========  ===================  ======================  ===========  ==========  ===================
-10⁶     1,400   2.9e12      15 s / G             0.03 s / G              1 GB         2 GB        1 s + 2 s / G
-10⁷     4,500   9.2e13      8 min / G            1 s / G                 10 GB        20 GB       7 s + 20 s / G
-10⁸     14,000  2.9e15      4 h / G              29 s / G                100 GB       200 GB      1 min + 3 min / G
-10⁹     45,000  9.2e16      5 days / G           15 min / G              1 TB         2 TB        11 min + 33 min / G
+10⁶     1,000   3.1e12      15 s / G             0.03 s / G              1 GB         2 GB        1 s + 2 s / G
+10⁷     3,200   9.7e13      8 min / G            1 s / G                 10 GB        20 GB       7 s + 20 s / G
+10⁸     10,000  3.1e15      4 h / G              31 s / G                100 GB       200 GB      1 min + 3 min / G
+10⁹     32,000  9.7e16      6 days / G           16 min / G              1 TB         2 TB        11 min + 33 min / G
 ======  ======  ==========  ===================  ======================  ===========  ==========  ===================
 
 So on GPUs it is the disk that takes the time, and what is not divided by G is that the vectors are gathered on one
 machine's disk and handed out from there. Seconds, with b bytes a second from each disk:
-``(2 √2 c d n^1.5 / 10¹⁴ + 6 c d n / b) / G + 4 d n / b``. With two levels of cells, 4 n d √k would find them, and 10⁹
+``((2 + c²) d n^1.5 / 10¹⁴ + 6 c d n / b) / G + 4 d n / b``. With two levels of cells, 4 n d √k would find them, and 10⁹
 take a twentieth of the operations; that is not done. Memory: 50 bytes for each image in one process (50 GB for 10⁹),
 and `memory_gb` in each, of which a quarter each holds the sample that centres are found from and how far these are
-apart. That bounds k to 8,192 with 2 GB, and 45,000 take 32 GB; with fewer cells than are best it takes longer and gives
+apart. That bounds k to 8,192 with 2 GB, and 32,000 take 16 GB; with fewer cells than are best it takes longer and gives
 the same.
 
 Products are taken in half precision where there is hardware for it, and what comes near the threshold is looked at
@@ -51,11 +53,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators.greedy import NONE
-from operators.near_cell import ROWS, earliest_in_cell, near_pairs
+from operators.near_cell import earliest_in_cell, near_pairs
 from operators.near_partitions import Partitions
 from operators.tasks import Tasks
+from operators.threads import in_threads
 from operators.vectors import Vectors
 from operators.voronoi import SAMPLE, Borders, best_borders, by_cell
+
+BLOCK = 16_384
+"""Vectors whose cells are found together."""
 
 
 class NearVectors:
@@ -83,7 +89,6 @@ class NearVectors:
         self._vectors, self._rows, self._threshold, self._tasks = vectors, rows, threshold, tasks
         self._memory = memory_gb * 2**30
         share = self._memory / 4
-        self._block = max(ROWS, int(share / (4 * vectors.dimensions)))
         self._most = int(min(share / (4 * SAMPLE * vectors.dimensions), (share / 4) ** 0.5))
         self._cells: list[NDArray[np.int64]] | None = None
         self._partitions: Partitions | None = None
@@ -99,8 +104,16 @@ class NearVectors:
             self._partitions.first(asked, among, parts, found)
             return found
         ranks = np.arange(len(found))
-        for members in self._members():
-            earliest_in_cell(members, self._take, ranks, asked, among, parts, found, self._threshold)
+
+        def search(members: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+            given = (members, self._take, ranks, asked, among, parts, found, self._threshold)
+            return members, earliest_in_cell(*given)
+
+        wanted = asked | among
+        cells = [members[wanted[members]] for members in self._members()]
+        threads = min(len(cells), self._threads(max(map(len, cells), default=0)))
+        for members, earliest in in_threads(search, cells, threads):
+            found[members] = np.minimum(found[members], earliest)
         return found
 
     def among(self, ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -109,6 +122,10 @@ class NearVectors:
 
     def _take(self, ranks: NDArray[np.int64]) -> NDArray[np.float32]:
         return self._vectors.take(self._rows[ranks])
+
+    def _threads(self, vectors: int) -> int:
+        """How many threads may hold so many vectors each, as they are read, in float32 and in half precision."""
+        return int(self._memory / (8 * max(1, vectors) * self._vectors.dimensions))
 
     def _fits(self, count: int) -> bool:
         return 4 * count * self._vectors.dimensions <= self._memory
@@ -134,12 +151,12 @@ class NearVectors:
             self._cells = self._divide_here(borders)
 
     def _divide_here(self, borders: Borders) -> list[NDArray[np.int64]]:
-        everything: NDArray[np.int64] = np.arange(len(self._rows), dtype=np.int64)
-        ranks, cells = [], []
-        for start in range(0, len(everything), self._block):
-            part = everything[start : start + self._block]
+        def divide(start: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+            part = np.arange(start, min(start + BLOCK, len(self._rows)))
             row, cell = borders.cells_of(self._take(part))
-            ranks.append(part[row])
-            cells.append(cell.astype(np.int32))
+            return part[row], cell.astype(np.int32)
+
+        starts = range(0, len(self._rows), BLOCK)
+        ranks, cells = zip(*in_threads(divide, starts, self._threads(BLOCK)), strict=True)
         joined = np.concatenate(ranks)
         return [joined[members] for members in by_cell(np.concatenate(cells))]

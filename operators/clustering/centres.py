@@ -112,13 +112,21 @@ def k_means(points: Points, count: int, seed: int, most: int) -> NDArray[np.floa
 
 
 def train(
-    sample: NDArray[np.float32], count: int, seed: int, rounds: int, first: NDArray[np.float32] | None = None
+    sample: NDArray[np.float32],
+    count: int,
+    seed: int,
+    rounds: int,
+    first: NDArray[np.float32] | None = None,
+    threads: int = 1,
 ) -> NDArray[np.float32]:
-    """Rounds of spherical k-means over all vectors of a sample, from random ones of them if nothing is given."""
+    """Rounds of spherical k-means over all vectors of a sample, from random ones of them if nothing is given.
+
+    With more threads than one, sums are rounded in another order.
+    """
     import faiss
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):
+    with threadpool_limits(threads):
         training = faiss.Kmeans(
             sample.shape[1],
             count,

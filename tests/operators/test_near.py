@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from operators import near_cell, voronoi
+from operators import near_cell, near_vectors, voronoi
 from operators.greedy import NONE, TOGETHER, choose
 from operators.near_hashes import NearHashes, _choices
 from operators.near_vectors import NearVectors
@@ -215,6 +215,22 @@ def test_little_memory_makes_fewer_cells_and_the_same_result(monkeypatch: pytest
     assert np.array_equal(choose([ample], 600), choose([little], 600))
     assert ample._cells is not None and little._cells is not None
     assert 1 < len(little._cells) <= little._most < len(ample._cells)
+
+
+def test_threads_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(voronoi, "CELL", 20)
+    monkeypatch.setattr(voronoi, "TAKING", 0)
+    monkeypatch.setattr(near_vectors, "BLOCK", 100)
+    vectors = Vectors(column(clustered(np.random.default_rng(6), 1500, spread=0.15)))
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 4):
+        torch.set_num_threads(threads)
+        near = NearVectors(vectors, np.arange(1500), 0.95)
+        found.append(choose([near], 1500))
+        assert near._cells is not None and len(near._cells) > 5
+    torch.set_num_threads(before)
+    assert np.array_equal(*found)
+    assert 100 < (found[0] != np.arange(1500)).sum() < 1490
 
 
 def test_vectors_without_structure_are_compared_all_with_all() -> None:
