@@ -17,7 +17,7 @@ _NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "te
 _PLURALS = {"bus": "buses", "fish": "fish", "butterfly": "butterflies"}
 
 Thing = tuple[str | None, str]
-"""Colour (None for faces and signs) and kind."""
+"""Colour (None for faces and signs, and where colours are not told) and kind."""
 
 
 def plural(kind: str) -> str:
@@ -32,7 +32,7 @@ def caption(things: Iterable[Thing]) -> str:
         ValueError: There are more than twelve of one sort.
     """
     counts = Counter(things)
-    order = [(colour, kind) for kind in kinds() for colour in colours()] + [(None, FACE), (None, SIGN)]
+    order = [(colour, kind) for kind in (*kinds(), FACE, SIGN) for colour in (*colours(), None)]
     phrases = [_phrase(thing, counts[thing]) for thing in order if counts[thing]]
     if not phrases:
         return NOTHING

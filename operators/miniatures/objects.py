@@ -128,6 +128,14 @@ def shade(colour: str, rng: np.random.Generator) -> RGB:
     return colorsys.hsv_to_rgb(turn, rng.uniform(*saturation), rng.uniform(*value))
 
 
+def nearest_colour(rgb: RGB) -> str | None:
+    """The name of the colour whose middle shade is nearest to a colour, channels 0…1; None if middle grey is nearer."""
+    middles: dict[str | None, RGB] = {None: (0.5, 0.5, 0.5)}
+    for name, ((hue, _), saturation, value) in _COLOURS.items():
+        middles[name] = colorsys.hsv_to_rgb(hue / 360, sum(saturation) / 2, sum(value) / 2)
+    return min(middles, key=lambda name: sum((a - b) ** 2 for a, b in zip(middles[name], rgb, strict=True)))
+
+
 def _paints(colour: str, style: str, rng: np.random.Generator, backdrop: RGB | None) -> Pixels:
     main = shade(colour, rng)
     dark, light = colour == "black", colour == "white"

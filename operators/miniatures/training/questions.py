@@ -40,15 +40,28 @@ def ask(things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, str]:
         thing = alone[int(rng.integers(len(alone)))]
         return what_colour(thing.kind), str(thing.colour)
     if chance < 0.4:
-        kind = _kind(things, rng)
-        count = sum(thing.kind == kind for thing in things)
-        return how_many(kind), COUNTS[count]
+        return _count(things, rng)
     present = Counter(name for thing in things for name in (thing.name, thing.kind))
     if things and rng.random() < 0.5:
         thing = things[int(rng.integers(len(things)))]
         return is_there(thing.name if rng.random() < 0.7 else thing.kind), "yes"
     name = _absent(coloured, rng)
     return is_there(name), "yes" if present[name] else "no"
+
+
+def ask_kind(things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, str]:
+    """A question that no colour helps to answer, and its answer."""
+    if rng.random() < 0.4:
+        return _count(things, rng)
+    there = {thing.kind for thing in things}
+    yes = bool(there) and rng.random() < 0.5
+    kind = str(rng.choice(sorted(there) if yes else [*kinds(), FACE, SIGN]))
+    return is_there(kind), "yes" if kind in there else "no"
+
+
+def _count(things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, str]:
+    kind = _kind(things, rng)
+    return how_many(kind), COUNTS[sum(thing.kind == kind for thing in things)]
 
 
 def _kind(things: Sequence[Thing], rng: np.random.Generator) -> str:

@@ -5,12 +5,16 @@ trained, and it is told for every place of its feature map what is there: which 
 colour, and which places are the middle of a thing (Zhou et al. 2019, Objects as Points; that is what counting needs).
 The linear layer that says so is dropped in the end. Then the whole model learns to continue ``image, question`` with
 the caption or the answer (cross-entropy on those words only), and the tower goes on being told.
+
+No image shows a kind in a colour that is held out, so a tower takes the colour for a reason against the kind. Therefore
+some pieces are shown in shades of grey or in strange colours, and nothing is asked about these; but none in a colour
+that comes near to a held-out one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +24,7 @@ import numpy as np
 from operators.engines import image_text_to_text_model, words
 from operators.engines.image_text_to_text_input import WordInput
 from operators.miniatures.captions import FACE, SIGN, caption
-from operators.miniatures.objects import colours, kinds
+from operators.miniatures.objects import HELD_OUT, colours, kinds, nearest_colour
 from operators.miniatures.training import questions
 from operators.miniatures.training.loop import Plan, train
 from operators.miniatures.training.scenes import Drawn, Scenes, Thing
@@ -41,6 +45,8 @@ SMALLEST = 0.85
 """Least side of the piece of a scene that is shown, as a share of the scene's."""
 CUT_OFF = 0.1
 """Largest share of a thing's box that may be outside that piece, unless all of it is."""
+GREY, STRANGE = 0.15, 0.3
+"""Shares of the pieces that are shown in shades of grey, and in colours that are not theirs."""
 POINTS = 4
 """Points per place and direction at which the label map is looked up."""
 
@@ -77,6 +83,7 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
 
     def loss(rng: np.random.Generator, far: float) -> dict[str, torch.Tensor]:
         pieces = [_cut(scenes[int(number)], rng) for number in rng.integers(len(scenes), size=BATCH)]
+        pieces = [_recoloured(piece, rng) for piece in pieces]
         pixels = torch.cat([given.pixels(piece.pixels) for piece in pieces]).to(device)
         kind, colour, middle = _truth(pieces, cells)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -84,7 +91,7 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
         tower = tower.float()
         parts = _places(head(tower), kind.to(device), colour.to(device), middle.to(device))
         if far >= WORDLESS:
-            talks = _tokens([_talk(piece.things, rng) for piece in pieces], given, device)
+            talks = _tokens([_talk(piece, rng) for piece in pieces], given, device)
             parts["words"] = _words(vlm, tower, talks)
         return parts
 
@@ -105,6 +112,7 @@ class Piece:
         things: What is in it.
         numbers: Their numbers.
         middles: float64 (things, 2): the middles of their boxes, x and y as shares of the side.
+        coloured: Whether its things have their colours.
     """
 
     pixels: np.ndarray
@@ -112,6 +120,7 @@ class Piece:
     things: list[Thing]
     numbers: list[int]
     middles: np.ndarray
+    coloured: bool = True
 
 
 def _cut(scene: Drawn, rng: np.random.Generator) -> Piece:
@@ -137,6 +146,40 @@ def _cut(scene: Drawn, rng: np.random.Generator) -> Piece:
     return Piece(pixels, labels, [scene.things[n] for n in there], [n + 1 for n in there], middles)
 
 
+def _recoloured(piece: Piece, rng: np.random.Generator) -> Piece:
+    """Some of the pieces in other colours than their own, the others as they are."""
+    chance = rng.random()
+    if chance >= GREY + STRANGE:
+        return piece
+    for _ in range(4):
+        pixels = (_grey if chance < GREY else _strange)(piece.pixels, rng)
+        shown = zip(piece.numbers, piece.things, strict=True)
+        if not any(_looks_held_out(pixels[piece.labels == number], thing.kind) for number, thing in shown):
+            return replace(piece, pixels=pixels, coloured=False)
+    return piece
+
+
+def _grey(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """In shades of grey, by any weights of the three channels: how light a colour is does not tell which it is."""
+    shade = (pixels @ rng.dirichlet(np.ones(3))).round().astype(np.uint8)
+    return np.repeat(shade[..., None], 3, axis=-1)
+
+
+def _strange(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """With channels exchanged, turned over and flattened."""
+    low, high = rng.uniform(0, 80, 3), rng.uniform(175, 255, 3)
+    over = rng.random(3) < 0.5
+    low, high = np.where(over, high, low), np.where(over, low, high)
+    table = (low + np.linspace(0, 1, 256)[:, None] * (high - low)).round().astype(np.uint8)
+    return np.stack([table[pixels[..., old], new] for new, old in enumerate(rng.permutation(3).tolist())], axis=-1)
+
+
+def _looks_held_out(pixels: np.ndarray, kind: str) -> bool:
+    """Whether all pixels together, or half of them, come nearest to a colour in which no training shows the kind."""
+    middles = (pixels.mean(axis=0) / 255, np.median(pixels, axis=0) / 255)
+    return any((kind, nearest_colour(tuple(middle.tolist()))) in HELD_OUT for middle in middles)
+
+
 def _truth(pieces: Sequence[Piece], cells: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What is at each place.
 
@@ -155,7 +198,7 @@ def _truth(pieces: Sequence[Piece], cells: int) -> tuple[torch.Tensor, torch.Ten
         kind_of, colour_of = np.zeros(256, np.int64), np.full(256, len(names))
         for number, thing, (x, y) in zip(piece.numbers, piece.things, piece.middles, strict=True):
             kind_of[number] = 1 + _KINDS.index(thing.kind)
-            if thing.colour:
+            if thing.colour and piece.coloured:
                 colour_of[number] = names.index(thing.colour)
             middle[row, min(int(y * cells), cells - 1), min(int(x * cells), cells - 1)] = 1
         at = ((np.arange(cells * POINTS) + 0.5) * len(piece.labels) / (cells * POINTS)).astype(np.int64)
@@ -184,10 +227,11 @@ def _places(
     }
 
 
-def _talk(things: Sequence[Thing], rng: np.random.Generator) -> list[tuple[str, str]]:
+def _talk(piece: Piece, rng: np.random.Generator) -> list[tuple[str, str]]:
     """What is asked about an image, and the answers."""
-    described = caption((thing.colour, thing.kind) for thing in things)
-    return [(questions.DESCRIBE, described), *(questions.ask(things, rng) for _ in range(QUESTIONS))]
+    described = caption((thing.colour if piece.coloured else None, thing.kind) for thing in piece.things)
+    ask = questions.ask if piece.coloured else questions.ask_kind
+    return [(questions.DESCRIBE, described), *(ask(piece.things, rng) for _ in range(QUESTIONS))]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from operators.engines import image_text_to_text_model, words
 from operators.engines.image_text_to_text_input import WordInput
 from operators.miniatures.captions import parse_caption, plural
 from operators.miniatures.evaluation import vlm as evaluation
-from operators.miniatures.objects import HELD_OUT, colours, kinds
+from operators.miniatures.objects import HELD_OUT, colours, kinds, nearest_colour
 from operators.miniatures.training import questions, vlm
 from operators.miniatures.training.loop import Plan
 from operators.miniatures.training.scenes import Drawn, Scenes, Thing, describe
@@ -183,6 +183,52 @@ def test_pieces_cut_nothing_in_two() -> None:
     assert smaller_ones
 
 
+@pytest.mark.parametrize("grey", [True, False], ids=["grey", "strange"])
+def test_recoloured_pieces_tell_nothing_of_colours(scenes: Scenes, monkeypatch: pytest.MonkeyPatch, grey: bool) -> None:
+    monkeypatch.setattr(vlm, "GREY", float(grey))
+    monkeypatch.setattr(vlm, "STRANGE", float(not grey))
+    rng, recoloured = np.random.default_rng(3), 0
+    for index in list(range(len(scenes))) * 4:
+        piece = vlm._cut(scenes[index], rng)
+        other = vlm._recoloured(piece, rng)
+        if other.coloured:
+            assert other is piece
+            continue
+        recoloured += 1
+        assert other.pixels.dtype == np.uint8 and other.pixels.shape == piece.pixels.shape
+        assert np.abs(other.pixels.astype(int) - piece.pixels).max() > 20
+        assert not grey or (other.pixels == other.pixels[..., :1]).all()
+        for number, thing in zip(other.numbers, other.things, strict=True):
+            mean = other.pixels[other.labels == number].mean(axis=0) / 255
+            assert (thing.kind, nearest_colour(tuple(mean.tolist()))) not in HELD_OUT
+        kind, colour, middle = vlm._truth([piece], 8)
+        other_kind, other_colour, other_middle = vlm._truth([other], 8)
+        assert torch.equal(kind, other_kind) and torch.equal(middle, other_middle)
+        assert colour.any() and not other_colour.any()
+        (question, described), *others = vlm._talk(other, rng)
+        assert question == questions.DESCRIBE and len(others) == vlm.QUESTIONS
+        for word in described.replace(",", "").split():
+            assert word not in colours()
+        for thing in piece.things:
+            assert thing.kind in described or plural(thing.kind) in described
+    assert recoloured > 2 * len(scenes)
+
+
+def test_what_comes_near_to_a_held_out_colour_is_not_shown() -> None:
+    red, purple, car = np.full((9, 3), [210, 20, 20]), np.full((9, 3), [110, 45, 165]), "car"
+    assert not vlm._looks_held_out(red, car)
+    assert vlm._looks_held_out(purple, car)
+    assert vlm._looks_held_out(np.concatenate([purple, red[:4]]), car)
+    assert not vlm._looks_held_out(purple, "cup")
+
+
+def test_some_pieces_keep_their_colours(scenes: Scenes) -> None:
+    rng = np.random.default_rng(4)
+    pieces = [vlm._cut(scenes[index % len(scenes)], rng) for index in range(300)]
+    kept = sum(vlm._recoloured(piece, rng) is piece for piece in pieces) / 300
+    assert 1 - vlm.GREY - vlm.STRANGE - 0.1 < kept < 0.75
+
+
 def _right(things: Sequence[Thing], question: str, answer: str) -> bool:
     """Answers a question by its words."""
     tokens = question.lower().rstrip("?").split()
@@ -209,6 +255,20 @@ def test_questions_have_true_answers_and_no_held_out_pair(scenes: Scenes) -> Non
     assert seen["Is"] == {"yes", "no"}
     assert {"none", "one"} <= seen["How"]
     assert len(seen["What"]) > 3
+
+
+def test_questions_about_kinds_have_true_answers_and_no_colours(scenes: Scenes) -> None:
+    rng = np.random.default_rng(0)
+    seen: dict[str, set[str]] = {}
+    for things in (*(scenes[index].things for index in range(len(scenes))), ()):
+        for _ in range(200):
+            question, answer = questions.ask_kind(things, rng)
+            assert _right(things, question, answer), question
+            assert not set(question.rstrip("?").split()) & set(colours())
+            seen.setdefault(question.split()[0], set()).add(answer)
+    assert seen.keys() == {"Is", "How"}
+    assert seen["Is"] == {"yes", "no"}
+    assert {"none", "one"} <= seen["How"]
 
 
 def test_the_card_s_words_are_enough() -> None:

@@ -34,6 +34,7 @@ def test_the_grammar() -> None:
         "a blue cup, two red fish and a sign"
     )
     assert caption([(None, "face"), ("blue", "bus"), (None, "face"), ("blue", "bus")]) == "two blue buses and two faces"
+    assert caption([(None, "sign"), (None, "cup"), (None, "car"), (None, "cup")]) == "a car, two cups and a sign"
     assert len({plural(name) for name in (*kinds(), FACE, SIGN)}) == len(kinds()) + 2
 
 
