@@ -28,7 +28,7 @@ from pipelines.errors import UserError
 from pipelines.layout import Layout
 from pipelines.placement import Phase, Pool, Resources
 from pipelines.ray_news import collected
-from pipelines.ray_tasks import RayTasks
+from pipelines.ray_tasks import RETRIES, RayTasks
 from pipelines.receipts import OnNews
 from pipelines.sources import Fetcher
 from pipelines.steps import Step
@@ -36,10 +36,6 @@ from pipelines.work import ShardWorker, use_threads
 
 NO_PROGRESS_SECONDS = 600
 """Ray Data gives up when no task has finished for so long, rather than hang."""
-
-
-MAX_RETRIES = 4
-"""How often a shard is given to another worker after one died on it. Ray Data itself would go on for ever."""
 
 
 @contextmanager
@@ -152,7 +148,7 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
                     "fn": _do,
                     "fn_args": (uuid.uuid4().hex, layout, pool, fetch, progress),
                     "compute": TaskPoolStrategy(size),
-                    "max_retries": MAX_RETRIES,
+                    "max_retries": RETRIES,
                 }
             else:
                 how = {
@@ -192,7 +188,7 @@ def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_news: OnNe
             )
 
         try:
-            ray.get(ray.remote(num_cpus=1, max_retries=3)(work).remote())
+            ray.get(ray.remote(num_cpus=1, max_retries=RETRIES)(work).remote())
         except Exception as error:
             raise _cause(error) from None
 
@@ -206,7 +202,7 @@ def _cpus_of_this_node() -> int:
 
 
 def _retries() -> dict[str, int]:
-    return {"max_task_retries": MAX_RETRIES}
+    return {"max_task_retries": RETRIES}
 
 
 class _PoolWorker:
@@ -260,7 +256,7 @@ def _cause(error: BaseException) -> BaseException:
             return seen
         if isinstance(seen, (RayActorError, WorkerCrashedError)):
             return UserError(
-                f"workers died {MAX_RETRIES + 1} times on the same shard: out of memory, or a library crashed. What "
+                f"workers died {RETRIES + 1} times on the same work: out of memory, or a library crashed. What "
                 "was finished is kept. Try fewer --workers or a smaller `batch`; --inline shows the crash"
             )
         inner = getattr(seen, "cause", None)

@@ -7,8 +7,9 @@ from typing import Any
 
 from pipelines.work import use_threads
 
-RETRIES = 3
-"""How often a part is given to another worker after one died on it."""
+RETRIES = 4
+"""How often a shard, a dataset step or a part of one is given to another worker after one died on it. Ray Data itself
+would go on for ever."""
 
 
 class RayTasks:

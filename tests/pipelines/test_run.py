@@ -284,7 +284,7 @@ def test_what_is_wrong_with_an_operator_stops_the_run(
 @pytest.mark.slow
 @pytest.mark.usefixtures("data")
 def test_an_image_that_kills_every_worker_ends_the_run_and_does_not_hang() -> None:
-    with pytest.raises(UserError, match="workers died 5 times on the same shard"):
+    with pytest.raises(UserError, match="workers died 5 times on the same work"):
         go(Options(workers=2), bright={"die_at": 13})
     Path("p.yaml").write_text(yaml.safe_dump(document()))
     assert go()["outcome"]["failed"] == 0, "what was finished is kept, and the run can go on"
