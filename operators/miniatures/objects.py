@@ -128,12 +128,13 @@ def shade(colour: str, rng: np.random.Generator) -> RGB:
     return colorsys.hsv_to_rgb(turn, rng.uniform(*saturation), rng.uniform(*value))
 
 
-def nearest_colour(rgb: RGB) -> str | None:
-    """The name of the colour whose middle shade is nearest to a colour, channels 0…1; None if middle grey is nearer."""
-    middles: dict[str | None, RGB] = {None: (0.5, 0.5, 0.5)}
+def nearest_colour(rgb: RGB) -> tuple[str, float]:
+    """The name of the colour whose middle shade is nearest to a colour, channels 0…1; and how far it is, by Euclid."""
+    apart = {}
     for name, ((hue, _), saturation, value) in _COLOURS.items():
-        middles[name] = colorsys.hsv_to_rgb(hue / 360, sum(saturation) / 2, sum(value) / 2)
-    return min(middles, key=lambda name: sum((a - b) ** 2 for a, b in zip(middles[name], rgb, strict=True)))
+        middle = colorsys.hsv_to_rgb(hue / 360, sum(saturation) / 2, sum(value) / 2)
+        apart[name] = sum((a - b) ** 2 for a, b in zip(middle, rgb, strict=True)) ** 0.5
+    return min(apart.items(), key=lambda found: found[1])
 
 
 def _paints(colour: str, style: str, rng: np.random.Generator, backdrop: RGB | None) -> Pixels:

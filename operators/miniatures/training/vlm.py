@@ -6,15 +6,16 @@ colour, and which places are the middle of a thing (Zhou et al. 2019, Objects as
 The linear layer that says so is dropped in the end. Then the whole model learns to continue ``image, question`` with
 the caption or the answer (cross-entropy on those words only), and the tower goes on being told.
 
-No image shows a kind in a colour that is held out, so a tower takes the colour for a reason against the kind. Therefore
-some pieces are shown in shades of grey or in strange colours, and nothing is asked about these; but none in a colour
-that comes near to a held-out one.
+No image shows a kind in a colour that is held out, so a model takes the colour for a reason against the kind. Therefore
+no loss ever counts against a kind where the colour is one that is held out for it. And some pieces are shown in shades
+of grey or in strange colours, and nothing is asked about these; but nothing in what comes near to a held-out colour of
+it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,12 @@ import numpy as np
 
 from operators.engines import image_text_to_text_model, words
 from operators.engines.image_text_to_text_input import WordInput
-from operators.miniatures.captions import FACE, SIGN, caption
-from operators.miniatures.objects import HELD_OUT, colours, kinds, nearest_colour
+from operators.miniatures.captions import FACE, SIGN, caption, plural
+from operators.miniatures.objects import HELD_OUT, colours, kinds
 from operators.miniatures.training import questions
 from operators.miniatures.training.loop import Plan, train
-from operators.miniatures.training.scenes import Drawn, Scenes, Thing
+from operators.miniatures.training.pieces import Piece, cut, recoloured
+from operators.miniatures.training.scenes import Scenes
 from operators.models.card import ModelCard
 
 if TYPE_CHECKING:
@@ -41,12 +43,8 @@ WORDLESS = 0.45
 """How far training has come when the first words are learned."""
 QUESTIONS = 2
 """How many are asked about an image, besides its caption."""
-SMALLEST = 0.85
-"""Least side of the piece of a scene that is shown, as a share of the scene's."""
-CUT_OFF = 0.1
-"""Largest share of a thing's box that may be outside that piece, unless all of it is."""
-GREY, STRANGE = 0.15, 0.3
-"""Shares of the pieces that are shown in shades of grey, and in colours that are not theirs."""
+UNSAID = -1e4
+"""In place of a logit that is not to count."""
 POINTS = 4
 """Points per place and direction at which the label map is looked up."""
 
@@ -78,21 +76,22 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
     with seeded(plan.seed):
         head = torch.nn.Conv2d(vlm.config.vision_config.hidden_size, 2 + len(_KINDS) + len(colours()), 1)
     model = torch.nn.ModuleDict({"vlm": vlm, "head": head}).to(device).to(memory_format=torch.channels_last).train()
+    held_out = _held_out_words(given, vlm.lm_head.out_features).to(device)
     # Half precision pays where there are units for it, and only for convolutions: the text side is too small.
     half = device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
     def loss(rng: np.random.Generator, far: float) -> dict[str, torch.Tensor]:
-        pieces = [_cut(scenes[int(number)], rng) for number in rng.integers(len(scenes), size=BATCH)]
-        pieces = [_recoloured(piece, rng) for piece in pieces]
+        pieces = [cut(scenes[int(number)], rng) for number in rng.integers(len(scenes), size=BATCH)]
+        pieces = [recoloured(piece, rng) for piece in pieces]
         pixels = torch.cat([given.pixels(piece.pixels) for piece in pieces]).to(device)
-        kind, colour, middle = _truth(pieces, cells)
+        truth = [part.to(device) for part in _truth(pieces, cells)]
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             tower = vlm.model.vision_tower(pixels.contiguous(memory_format=torch.channels_last)).last_hidden_state
         tower = tower.float()
-        parts = _places(head(tower), kind.to(device), colour.to(device), middle.to(device))
+        parts = _places(head(tower), *truth)
         if far >= WORDLESS:
             talks = _tokens([_talk(piece, rng) for piece in pieces], given, device)
-            parts["words"] = _words(vlm, tower, talks)
+            parts["words"] = _words(vlm, tower, talks, held_out)
         return parts
 
     state = train(NAME, model, loss, plan, folder)
@@ -102,115 +101,41 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
 _KINDS = (*kinds(), FACE, SIGN)
 
 
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """A square piece of a scene.
-
-    Attributes:
-        pixels: uint8 (side, side, 3).
-        labels: uint8 (side, side): 0 background, else the number of the thing there.
-        things: What is in it.
-        numbers: Their numbers.
-        middles: float64 (things, 2): the middles of their boxes, x and y as shares of the side.
-        coloured: Whether its things have their colours.
-    """
-
-    pixels: np.ndarray
-    labels: np.ndarray
-    things: list[Thing]
-    numbers: list[int]
-    middles: np.ndarray
-    coloured: bool = True
-
-
-def _cut(scene: Drawn, rng: np.random.Generator) -> Piece:
-    """A piece of a scene where no thing is cut off, or else all of it; half of them mirrored."""
-    whole = scene.labels.shape[0]
-    boxes = np.array([thing.box for thing in scene.things], np.float64).reshape(-1, 4)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    for _ in range(4):
-        side = int(rng.integers(round(SMALLEST * whole), whole + 1))
-        x, y = (int(v) for v in rng.integers(whole - side + 1, size=2))
-        inside = np.clip(boxes - [x, y, x, y], 0, side)
-        share = (inside[:, 2:] - inside[:, :2]).prod(axis=1) / area
-        if np.all((share == 0) | (share >= 1 - CUT_OFF)):
-            break
-    else:
-        x, y, side, inside, share = 0, 0, whole, boxes, np.ones(len(boxes))
-    there = np.flatnonzero(share > 0).tolist()
-    middles = (inside[there, :2] + inside[there, 2:]) / (2 * side)
-    pixels, labels = scene.pixels[y : y + side, x : x + side], scene.labels[y : y + side, x : x + side]
-    if rng.random() < 0.5:
-        pixels, labels = pixels[:, ::-1], labels[:, ::-1]
-        middles[:, 0] = 1 - middles[:, 0]
-    return Piece(pixels, labels, [scene.things[n] for n in there], [n + 1 for n in there], middles)
-
-
-def _recoloured(piece: Piece, rng: np.random.Generator) -> Piece:
-    """Some of the pieces in other colours than their own, the others as they are."""
-    chance = rng.random()
-    if chance >= GREY + STRANGE:
-        return piece
-    for _ in range(4):
-        pixels = (_grey if chance < GREY else _strange)(piece.pixels, rng)
-        shown = zip(piece.numbers, piece.things, strict=True)
-        if not any(_looks_held_out(pixels[piece.labels == number], thing.kind) for number, thing in shown):
-            return replace(piece, pixels=pixels, coloured=False)
-    return piece
-
-
-def _grey(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """In shades of grey, by any weights of the three channels: how light a colour is does not tell which it is."""
-    shade = (pixels @ rng.dirichlet(np.ones(3))).round().astype(np.uint8)
-    return np.repeat(shade[..., None], 3, axis=-1)
-
-
-def _strange(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """With channels exchanged, turned over and flattened."""
-    low, high = rng.uniform(0, 80, 3), rng.uniform(175, 255, 3)
-    over = rng.random(3) < 0.5
-    low, high = np.where(over, high, low), np.where(over, low, high)
-    table = (low + np.linspace(0, 1, 256)[:, None] * (high - low)).round().astype(np.uint8)
-    return np.stack([table[pixels[..., old], new] for new, old in enumerate(rng.permutation(3).tolist())], axis=-1)
-
-
-def _looks_held_out(pixels: np.ndarray, kind: str) -> bool:
-    """Whether all pixels together, or half of them, come nearest to a colour in which no training shows the kind."""
-    middles = (pixels.mean(axis=0) / 255, np.median(pixels, axis=0) / 255)
-    return any((kind, nearest_colour(tuple(middle.tolist()))) in HELD_OUT for middle in middles)
-
-
-def _truth(pieces: Sequence[Piece], cells: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _truth(pieces: Sequence[Piece], cells: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """What is at each place.
 
     Returns:
         float32 (b, 1 + kinds, cells, cells), the share of it that is background and that each kind covers; float32
-        (b, colours, cells, cells), the same for colours; float32 (b, cells, cells), 1 in the middle of a thing.
+        (b, colours, cells, cells), the same for colours; float32 (b, cells, cells), 1 in the middle of a thing; bool
+        (b, 1 + kinds, cells, cells), for which kinds a colour there is held out.
     """
     import torch
 
     names = colours()
     kind_table = np.eye(1 + len(_KINDS), dtype=np.float32)
     colour_table = np.eye(len(names) + 1, len(names), dtype=np.float32)  # its last row is for what has no colour
-    kind, colour = [], []
+    kind, colour, held_out = [], [], []
     middle = np.zeros((len(pieces), cells, cells), np.float32)
     for row, piece in enumerate(pieces):
         kind_of, colour_of = np.zeros(256, np.int64), np.full(256, len(names))
-        for number, thing, (x, y) in zip(piece.numbers, piece.things, piece.middles, strict=True):
+        held_out_of = np.zeros((256, 1 + len(_KINDS)), bool)
+        for number, thing, looks, (x, y) in zip(piece.numbers, piece.things, piece.looks, piece.middles, strict=True):
             kind_of[number] = 1 + _KINDS.index(thing.kind)
             if thing.colour and piece.coloured:
                 colour_of[number] = names.index(thing.colour)
+            held_out_of[number, [1 + _KINDS.index(other) for other, name in HELD_OUT if name in looks]] = True
             middle[row, min(int(y * cells), cells - 1), min(int(x * cells), cells - 1)] = 1
         at = ((np.arange(cells * POINTS) + 0.5) * len(piece.labels) / (cells * POINTS)).astype(np.int64)
         points = piece.labels[np.ix_(at, at)].reshape(cells, POINTS, cells, POINTS)
         kind.append(kind_table[kind_of[points]].mean(axis=(1, 3)))
         colour.append(colour_table[colour_of[points]].mean(axis=(1, 3)))
-    shares = [torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2) for part in (kind, colour)]
-    return shares[0], shares[1], torch.from_numpy(middle)
+        held_out.append(held_out_of[points].any(axis=(1, 3)))
+    kinds_, colours_, held = (torch.from_numpy(np.stack(each)).permute(0, 3, 1, 2) for each in (kind, colour, held_out))
+    return kinds_, colours_, torch.from_numpy(middle), held
 
 
 def _places(
-    said: torch.Tensor, kind: torch.Tensor, colour: torch.Tensor, middle: torch.Tensor
+    said: torch.Tensor, kind: torch.Tensor, colour: torch.Tensor, middle: torch.Tensor, held_out: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """The loss of what the tower says about each place. Middles of things, where it matters most, count more."""
     from torch.nn import functional
@@ -218,6 +143,7 @@ def _places(
     is_middle, kinds_said, colours_said = said.split([1, kind.shape[1], colour.shape[1]], dim=1)
     weight = 1 + 4 * middle
     score = functional.binary_cross_entropy_with_logits(is_middle[:, 0], middle, weight=weight)
+    kinds_said = kinds_said.masked_fill(held_out & (kind == 0), UNSAID)
     by_kind = functional.cross_entropy(kinds_said, kind, reduction="none") * weight
     by_colour = functional.cross_entropy(colours_said, colour, reduction="none") * weight
     return {
@@ -267,10 +193,23 @@ def _tokens(talks: Sequence[list[tuple[str, str]]], given: WordInput, device: to
     return Talks(ids, turns, places, answered.bool())
 
 
-def _words(vlm: Any, tower: torch.Tensor, talks: Talks) -> torch.Tensor:
+def _held_out_words(given: WordInput, count: int) -> torch.Tensor:
+    """bool (count, count): for which words for kinds (columns) the colour before them (rows) is held out."""
+    import torch
+
+    found = torch.zeros((count, count), dtype=torch.bool)
+    for kind, colour in HELD_OUT:
+        (row,) = given.tokens(colour)
+        for word in (kind, plural(kind)):
+            found[row, given.tokens(word)] = True
+    return found
+
+
+def _words(vlm: Any, tower: torch.Tensor, talks: Talks, held_out: torch.Tensor) -> torch.Tensor:
     """The loss of the answers' words: what the model's own forward computes, for each turn by itself.
 
-    The turns of an image stand in one row behind the image, but none sees another.
+    The turns of an image stand in one row behind the image, but none sees another. What is held out after the word
+    before does not count.
     """
     import torch
 
@@ -285,5 +224,6 @@ def _words(vlm: Any, tower: torch.Tensor, talks: Talks) -> torch.Tensor:
         attention_mask=seen.tril()[:, None],
         position_ids=torch.cat([everywhere, count + talks.places], dim=1),
     ).last_hidden_state
-    logits = vlm.lm_head(states[:, count - 1 : -1])
-    return torch.nn.functional.cross_entropy(logits[talks.answered], talks.ids[talks.answered])
+    logits = vlm.lm_head(states[:, count - 1 : -1])[talks.answered]
+    before = torch.nn.functional.pad(talks.ids, (1, 0))[:, :-1][talks.answered]
+    return torch.nn.functional.cross_entropy(logits.masked_fill(held_out[before], UNSAID), talks.ids[talks.answered])

@@ -14,7 +14,7 @@ from operators.engines.image_text_to_text_input import WordInput
 from operators.miniatures.captions import parse_caption, plural
 from operators.miniatures.evaluation import vlm as evaluation
 from operators.miniatures.objects import HELD_OUT, colours, kinds, nearest_colour
-from operators.miniatures.training import questions, vlm
+from operators.miniatures.training import pieces, questions, vlm
 from operators.miniatures.training.loop import Plan
 from operators.miniatures.training.scenes import Drawn, Scenes, Thing, describe
 from operators.miniatures.world import World
@@ -90,7 +90,7 @@ def test_words_come_later(scenes: Scenes, tmp_path: Path, capsys: pytest.Capture
 def test_stopped_and_gone_on_is_the_same(scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(steps=8, rate=1e-3, warm_up=2)
     whole = vlm.run(smaller(), scenes, tmp_path / "whole", plan)
-    cut, calls = vlm._cut, 0
+    cut, calls = vlm.cut, 0
 
     def interrupt(scene: Drawn, rng: np.random.Generator) -> vlm.Piece:
         nonlocal calls
@@ -102,10 +102,10 @@ def test_stopped_and_gone_on_is_the_same(scenes: Scenes, tmp_path: Path, monkeyp
             os.kill(os.getpid(), signal.SIGTERM)
         return cut(scene, rng)
 
-    monkeypatch.setattr(vlm, "_cut", interrupt)
+    monkeypatch.setattr(vlm, "cut", interrupt)
     with pytest.raises(KeyboardInterrupt):
         vlm.run(smaller(), scenes, tmp_path / "parts", plan)
-    monkeypatch.setattr(vlm, "_cut", cut)
+    monkeypatch.setattr(vlm, "cut", cut)
     parts = vlm.run(smaller(), scenes, tmp_path / "parts", plan)
     assert calls == 5 * vlm.BATCH
     assert whole.keys() == parts.keys()
@@ -127,7 +127,8 @@ def test_turns_side_by_side_are_the_model_s_own_forward() -> None:
     total, count = 0.0, 0
     with torch.no_grad():
         tower = model.model.vision_tower(pixels).last_hidden_state
-        found = vlm._words(model, tower, vlm._tokens(talks, given, torch.device("cpu")))
+        tokens, size = vlm._tokens(talks, given, torch.device("cpu")), model.lm_head.out_features
+        found = vlm._words(model, tower, tokens, torch.zeros(size, size, dtype=torch.bool))
         for row, talk in enumerate(talks):
             for question, answer in talk:
                 asked, said = given.tokens(question), [*given.tokens(answer), words.END]
@@ -136,14 +137,45 @@ def test_turns_side_by_side_are_the_model_s_own_forward() -> None:
                 labels[:, : 16 + len(asked)] = -100
                 own = model(pixel_values=pixels[row : row + 1], input_ids=ids, labels=labels).loss
                 total, count = total + float(own) * len(said), count + len(said)
+        held_out = vlm._held_out_words(given, size)
+        assert float(vlm._words(model, tower, tokens, held_out)) < float(found) - 1e-4  # "red car" stands there
     assert float(found) == pytest.approx(total / count, abs=1e-4)
+
+
+def test_held_out_words_are_those_of_held_out_pairs() -> None:
+    given = WordInput(CARD)
+    held_out = vlm._held_out_words(given, 100)
+    for kind in kinds():
+        for colour in colours():
+            (row,) = given.tokens(colour)
+            for word in (kind, plural(kind)):
+                assert bool(held_out[row, given.tokens(word)]) == ((kind, colour) in HELD_OUT)
+    assert held_out.sum() == sum(1 + (plural(kind) != kind) for kind, _ in HELD_OUT)
+
+
+def test_no_loss_counts_against_a_kind_where_its_colour_is_held_out() -> None:
+    """Beside a purple cup, that the tower says car costs nothing; beside a red one it does."""
+    names, column = [*kinds(), "face", "sign"], 1 + kinds().index("car")
+    labels, middles = np.ones((8, 8), np.uint8), np.array([[0.5, 0.5]])
+    costs = []
+    for colour in ("purple", "red"):
+        cup = Thing("cup", colour, (0, 0, 8, 8))
+        piece = pieces.Piece(np.zeros((8, 8, 3), np.uint8), labels, [cup], [1], middles, [{colour}])
+        truth = vlm._truth([piece], 2)
+        assert truth[3][0, column].all() == (colour == "purple")
+        assert not truth[3][0, 1 + kinds().index("cup")].any()
+        said = torch.zeros(1, 2 + len(names) + len(colours()), 2, 2)
+        before = vlm._places(said, *truth)["kind"]
+        said[:, 1 + column] = 9
+        costs.append(float(vlm._places(said, *truth)["kind"] - before))
+    assert costs[0] == 0 and costs[1] > 5
 
 
 def test_places_say_what_the_label_map_shows(scenes: Scenes) -> None:
     cells, rng = 8, np.random.default_rng(0)
     for index in range(len(scenes)):
-        piece = vlm._cut(scenes[index], rng)
-        kind, colour, middle = vlm._truth([piece], cells)
+        piece = pieces.cut(scenes[index], rng)
+        kind, colour, middle, _ = vlm._truth([piece], cells)
         assert kind.shape == (1, 23, cells, cells)
         assert colour.shape == (1, 8, cells, cells)
         torch.testing.assert_close(kind.sum(dim=1), torch.ones(1, cells, cells))
@@ -167,7 +199,7 @@ def test_pieces_cut_nothing_in_two() -> None:
     for _ in range(20):
         for index in range(len(scenes)):
             scene = scenes[index]
-            piece = vlm._cut(scene, rng)
+            piece = pieces.cut(scene, rng)
             whole = np.bincount(scene.labels.ravel(), minlength=256)
             left = np.bincount(piece.labels.ravel(), minlength=256)
             smaller_ones += piece.labels.shape != scene.labels.shape
@@ -185,12 +217,12 @@ def test_pieces_cut_nothing_in_two() -> None:
 
 @pytest.mark.parametrize("grey", [True, False], ids=["grey", "strange"])
 def test_recoloured_pieces_tell_nothing_of_colours(scenes: Scenes, monkeypatch: pytest.MonkeyPatch, grey: bool) -> None:
-    monkeypatch.setattr(vlm, "GREY", float(grey))
-    monkeypatch.setattr(vlm, "STRANGE", float(not grey))
+    monkeypatch.setattr(pieces, "GREY", float(grey))
+    monkeypatch.setattr(pieces, "STRANGE", float(not grey))
     rng, recoloured = np.random.default_rng(3), 0
     for index in list(range(len(scenes))) * 4:
-        piece = vlm._cut(scenes[index], rng)
-        other = vlm._recoloured(piece, rng)
+        piece = pieces.cut(scenes[index], rng)
+        other = pieces.recoloured(piece, rng)
         if other.coloured:
             assert other is piece
             continue
@@ -198,11 +230,12 @@ def test_recoloured_pieces_tell_nothing_of_colours(scenes: Scenes, monkeypatch: 
         assert other.pixels.dtype == np.uint8 and other.pixels.shape == piece.pixels.shape
         assert np.abs(other.pixels.astype(int) - piece.pixels).max() > 20
         assert not grey or (other.pixels == other.pixels[..., :1]).all()
-        for number, thing in zip(other.numbers, other.things, strict=True):
-            mean = other.pixels[other.labels == number].mean(axis=0) / 255
-            assert (thing.kind, nearest_colour(tuple(mean.tolist()))) not in HELD_OUT
-        kind, colour, middle = vlm._truth([piece], 8)
-        other_kind, other_colour, other_middle = vlm._truth([other], 8)
+        for number, thing, looks in zip(other.numbers, other.things, other.looks, strict=True):
+            name, apart = nearest_colour(tuple((other.pixels[other.labels == number].mean(axis=0) / 255).tolist()))
+            assert name in looks
+            assert (thing.kind, name) not in HELD_OUT or apart >= pieces.NEAR
+        kind, colour, middle, _ = vlm._truth([piece], 8)
+        other_kind, other_colour, other_middle, _ = vlm._truth([other], 8)
         assert torch.equal(kind, other_kind) and torch.equal(middle, other_middle)
         assert colour.any() and not other_colour.any()
         (question, described), *others = vlm._talk(other, rng)
@@ -214,19 +247,25 @@ def test_recoloured_pieces_tell_nothing_of_colours(scenes: Scenes, monkeypatch: 
     assert recoloured > 2 * len(scenes)
 
 
-def test_what_comes_near_to_a_held_out_colour_is_not_shown() -> None:
-    red, purple, car = np.full((9, 3), [210, 20, 20]), np.full((9, 3), [110, 45, 165]), "car"
-    assert not vlm._looks_held_out(red, car)
-    assert vlm._looks_held_out(purple, car)
-    assert vlm._looks_held_out(np.concatenate([purple, red[:4]]), car)
-    assert not vlm._looks_held_out(purple, "cup")
+def test_what_comes_near_to_a_held_out_colour_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A car that would always come out purple stays as it is; a cup does not."""
+    monkeypatch.setattr(pieces, "STRANGE", 1.0)
+    monkeypatch.setattr(pieces, "_strange", lambda pixels, _: np.full_like(pixels, [110, 45, 165]))
+    monkeypatch.setattr(pieces, "GREY", 0.0)
+    for kind, shown in (("car", False), ("cup", True)):
+        thing = Thing(kind, "red", (0, 0, 8, 8))
+        pixels = np.full((8, 8, 3), [210, 20, 20], np.uint8)
+        piece = pieces.Piece(pixels, np.ones((8, 8), np.uint8), [thing], [1], np.array([[0.5, 0.5]]), [{"red"}])
+        found = pieces.recoloured(piece, np.random.default_rng(0))
+        assert (found is piece) != shown
+        assert found.looks == [{"purple"} if shown else {"red"}]
 
 
 def test_some_pieces_keep_their_colours(scenes: Scenes) -> None:
     rng = np.random.default_rng(4)
-    pieces = [vlm._cut(scenes[index % len(scenes)], rng) for index in range(300)]
-    kept = sum(vlm._recoloured(piece, rng) is piece for piece in pieces) / 300
-    assert 1 - vlm.GREY - vlm.STRANGE - 0.1 < kept < 0.75
+    cuts = [pieces.cut(scenes[index % len(scenes)], rng) for index in range(300)]
+    kept = sum(pieces.recoloured(piece, rng) is piece for piece in cuts) / 300
+    assert 1 - pieces.GREY - pieces.STRANGE - 0.1 < kept < 0.75
 
 
 def _right(things: Sequence[Thing], question: str, answer: str) -> bool:
