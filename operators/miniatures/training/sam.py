@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NAME = "sam-miniature"
 SCENES = 24_000
-PLAN = Plan(steps=30_000, rate=1.5e-3, warm_up=60, decay=0.02, average=0.998)
+PLAN = Plan(steps=45_000, rate=1.5e-3, warm_up=60, decay=0.02, average=0.998)
 VIEWS, FRAMES = 8, 3
 """Images in a batch: quarters of the frame, and whole ones."""
 WHOLE = 0.9
