@@ -156,11 +156,13 @@ def test_no_active_row_gives_a_table_of_nulls(operator: Brightness | Threshold) 
 
 def test_preparing_runs_in_threads_ahead_of_the_model() -> None:
     seen: set[str] = set()
-    release = threading.Event()
+    meeting, release = threading.Barrier(2, timeout=20), threading.Event()
 
     class Slow(Brightness):
         def prepare(self, image, row):  # type: ignore[no-untyped-def]
             seen.add(threading.current_thread().name)
+            if row["image_id"] in (1, 2):
+                meeting.wait()  # each by a thread of its own
             if row["image_id"] > 4:
                 release.set()
             return super().prepare(image, row)

@@ -41,6 +41,8 @@ PLAN = Plan(steps=18_000, rate=1.5e-3, warm_up=200, decay=0.05, average=0.998, c
 BATCH = 16
 WORDLESS = 0.45
 """How far training has come when the first words are learned."""
+PLAIN = 0.85
+"""How far training has come when all pieces keep their colours."""
 QUESTIONS = 2
 """How many are asked about an image, besides its caption."""
 UNSAID = -1e4
@@ -82,7 +84,8 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
 
     def loss(rng: np.random.Generator, far: float) -> dict[str, torch.Tensor]:
         pieces = [cut(scenes[int(number)], rng) for number in rng.integers(len(scenes), size=BATCH)]
-        pieces = [recoloured(piece, rng) for piece in pieces]
+        if far < PLAIN:
+            pieces = [recoloured(piece, rng) for piece in pieces]
         pixels = torch.cat([given.pixels(piece.pixels) for piece in pieces]).to(device)
         truth = [part.to(device) for part in _truth(pieces, cells)]
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
