@@ -14,7 +14,7 @@ from operators.clustering.centres import train
 if TYPE_CHECKING:
     import torch
 
-CELL, CELLS = 64, 1.0
+CELL, CELLS = 64, 2.0
 """Fewest vectors in a cell, on average and without copies; and most cells, in times of √n: more never pay."""
 SAMPLE, ROUNDS = 32, 5
 """Vectors per cell that centres are found from, and in how many rounds."""
@@ -95,21 +95,28 @@ def best_borders(
         The borders, None where one cell is best; and how many vectors to expect in each cell, float64 (cells,).
     """
     best: tuple[float, Borders | None, NDArray[np.float64]] = (float(count) ** 2, None, np.array([float(count)]))
-    wanted = min(count // CELL, int(CELLS * count**0.5), most)
-    drawn = np.linspace(0, count - 1, min(count // 2, SAMPLE * wanted)).astype(np.int64)
+    largest = min(count // CELL, int(CELLS * count**0.5), most)
+    drawn = np.linspace(0, count - 1, min(count // 2, SAMPLE * largest)).astype(np.int64)
     # Centres are nearer to what they were found from than to the rest, so how good they are the rest tells.
     rest = np.setdiff1d(np.linspace(0, count - 1, min(count, JUDGES)).astype(np.int64) + 1, np.append(drawn, count))
     sample, judges = take(drawn), take(rest)
-    while wanted >= 2:
-        sample = sample[:: max(1, len(sample) // (SAMPLE * wanted))]
-        borders = Borders(sample, wanted, threshold)
-        sizes = count * np.bincount(borders.cells_of(judges)[1], minlength=wanted) / len(judges)
-        cost = float(FINDING * count * wanted + (sizes**2).sum() + TAKING * sizes.sum())
-        if cost < best[0]:
-            best = (cost, borders, sizes)
-        elif best[1] is not None:
-            break
-        wanted //= 2
+
+    def judge(cells: int) -> bool:
+        """Whether so many are better than the best so far."""
+        nonlocal best
+        borders = Borders(sample[:: max(1, len(sample) // (SAMPLE * cells))], cells, threshold)
+        sizes = count * np.bincount(borders.cells_of(judges)[1], minlength=cells) / len(judges)
+        cost = float(FINDING * count * cells + (sizes**2).sum() + TAKING * sizes.sum())
+        better = cost < best[0]
+        best = (cost, borders, sizes) if better else best
+        return better
+
+    cells = largest // 2
+    while cells >= 2 and (judge(cells) or best[1] is None):
+        cells //= 2
+    # To find so many centres takes long itself, so they must promise something.
+    if largest >= 2 and 2 * FINDING * count * largest < best[0]:
+        judge(largest)
     return best[1], best[2]
 
 

@@ -194,6 +194,16 @@ def test_every_near_pair_shares_a_cell_of_one_of_them(half_precision: bool) -> N
     assert (within[one] & within[other]).any(axis=1).all()
 
 
+@pytest.mark.parametrize(("groups", "least", "most"), [(160, 90, 200), (8, 2, 70)])
+def test_there_are_as_many_cells_as_there_is_structure_for(groups: int, least: int, most: int) -> None:
+    rng = np.random.default_rng(0)
+    found = rng.normal(size=(groups, 64))[rng.integers(groups, size=8000)] + 0.35 * rng.normal(size=(8000, 64))
+    vectors = Vectors(column(found)).block(0, 8000)
+    borders, sizes = voronoi.best_borders(lambda rows: vectors[rows], 8000, 0.95, 10**6)
+    assert borders is not None and least <= len(borders) <= most
+    assert 8000 <= sizes.sum() < 1.5 * 8000
+
+
 def test_scores_in_half_precision_are_as_exact_as_is_assumed() -> None:
     rng = np.random.default_rng(5)
     unit = rng.normal(size=(500, 64))
