@@ -15,7 +15,7 @@ cell near every vector; then there is one cell.
 **What it costs.** For n vectors of d numbers, k cells and c places that a vector stands in (1.4 to 3 for embeddings of
 images at t = .95), finding cells takes 2 n k d operations and comparing within them (each pair once) n² c² d / k. On a
 CPU an operation takes three times as long there as here, as every product with a centre is looked at again, so the
-least is with about k = √n cells, and more are not tried:
+least is with about k = √n cells, and more than twice that are not tried:
 
     (2 + c²) · d · n^1.5 operations.
 

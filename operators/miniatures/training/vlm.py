@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 NAME = "vlm-miniature"
 SCENES = 24_000
-PLAN = Plan(steps=18_000, rate=1.5e-3, warm_up=200, decay=0.05, average=0.998, clip=1.0)
+PLAN = Plan(steps=24_000, rate=1.5e-3, warm_up=200, decay=0.05, average=0.998, clip=1.0)
 BATCH = 16
-WORDLESS = 0.45
+WORDLESS = 0.34
 """How far training has come when the first words are learned."""
 PLAIN = 0.85
 """How far training has come when all pieces keep their colours."""
