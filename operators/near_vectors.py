@@ -105,14 +105,13 @@ class NearVectors:
             return found
         ranks = np.arange(len(found))
 
-        def search(members: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-            given = (members, self._take, ranks, asked, among, parts, found, self._threshold)
-            return members, earliest_in_cell(*given)
+        def search(members: NDArray[np.int64]) -> NDArray[np.int64]:
+            return earliest_in_cell(members, self._take, ranks, asked, among, parts, found, self._threshold)
 
         wanted = asked | among
         cells = [members[wanted[members]] for members in self._members()]
         threads = min(len(cells), self._threads(max(map(len, cells), default=0)))
-        for members, earliest in in_threads(search, cells, threads):
+        for members, earliest in zip(cells, in_threads(search, cells, threads), strict=True):
             found[members] = np.minimum(found[members], earliest)
         return found
 

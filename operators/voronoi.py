@@ -64,14 +64,15 @@ class Borders:
         rows, cells = [], []
         centres, offset, reach = (on_device(each) for each in (self._centres, self._offset, self._reach))
         quick = as_multiplied(centres).T
+        offset = offset.to(quick.dtype)
         # Two products are compared, each with its error.
-        reach = reach + 2 * HALF_ROUNDING if quick.dtype != centres.dtype else reach
+        error = 2 * HALF_ROUNDING if quick.dtype != centres.dtype else 0.0
         step = max(1, (ON_GPU if centres.is_cuda else IN_CACHE) // len(centres))
         for start in range(0, len(vectors), step):
             some = on_device(vectors[start : start + step])
-            score = torch.addmm(offset.to(quick.dtype), some.to(quick.dtype), quick).float()
+            score = torch.addmm(offset, some.to(quick.dtype), quick).float()
             most, home = score.max(dim=1)
-            near = score.add_(reach.index_select(0, home)) >= most[:, None]
+            near = score.add_(reach.index_select(0, home)) >= (most - error)[:, None]
             # NumPy looks for the few in a mask ten times as fast as torch does on a CPU.
             places = near.view(-1).nonzero()[:, 0].cpu().numpy() if near.is_cuda else np.flatnonzero(near.numpy())
             row, cell = np.divmod(places, len(centres))
