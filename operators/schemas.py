@@ -55,9 +55,11 @@ EARLIEST_FIELDS = 8
 """Fields that detections had in the first runs; whatever has fewer is something else."""
 
 LABEL_STATES = ("read", "unread", "refused")
-"""What became of an image's labels as they came in. read: all were, or the source says that there are none. unread:
-nobody looked, so `labels` is null. refused: something was there and could not be taken; `refused` says what, and `labels`
-holds the rest, or is null where there is none."""
+"""What became of an image's labels as they came in.
+
+read: all were, or the source says that there are none. unread: nobody looked, so `labels` is null. refused: something
+was there and could not be taken; `refused` says what, and `labels` holds the rest, or is null where there is none.
+"""
 
 REFUSED = pa.list_(
     pa.struct(

@@ -121,9 +121,9 @@ def polygon_mask(polygons: Sequence[Any], size: tuple[int, int], fault: Callable
     merged = mask.merge(mask.frPyObjects(checked, height, width))
     if mask.area(merged) == 0:
         raise LabelError("has a mask that covers no pixel")
-    for error in faults:
+    for each in faults:
         assert fault is not None
-        fault(str(error))
+        fault(str(each))
     return str(merged["counts"].decode("ascii"))
 
 
