@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from operators.wording import counted
 from pipelines.exports.base import ALL, ExportError, ExportImage, ExportSummary
 from pipelines.exports.masks import Mask, MaskError, read_mask
 
@@ -174,7 +175,7 @@ class Tally:
         """What every format has to say about its masks."""
         if not self.empty_masks:
             return []
-        return [f"{self.empty_masks} objects have an empty mask and were written as objects without a mask."]
+        return [f"{counted(self.empty_masks, 'object has', 'objects have')} an empty mask; written without a mask."]
 
     def summary(self, notes: Sequence[str], paths: Sequence[str]) -> ExportSummary:
         """The counts so far."""
