@@ -120,7 +120,7 @@ class Store:
         if not self.is_local or os.name != "posix":
             yield
             return
-        made = _make_folders(self.path())
+        made = _not_there(self.path())
         path = os.path.join(self.path(), LOCK)
         try:
             with _lock(path, self.address()):
@@ -148,14 +148,12 @@ class Store:
                     os.unlink(os.path.join(folder, name))
 
 
-def _make_folders(path: str) -> list[str]:
-    """Make a folder and those above it; those that were not there, the innermost first."""
+def _not_there(path: str) -> list[str]:
+    """A folder and those above it that are not there, the innermost first."""
     made = []
     while path and not os.path.isdir(path):
         made.append(path)
         path = os.path.dirname(path)
-    if made:
-        os.makedirs(made[0], exist_ok=True)
     return made
 
 
@@ -165,7 +163,8 @@ def _lock(path: str, address: str) -> Iterator[None]:
     import fcntl
 
     while True:
-        os.makedirs(os.path.dirname(path), exist_ok=True)  # whoever was the last in the folder removes it
+        with suppress(FileExistsError):  # even so: whoever was the last in the folder may be removing it
+            os.makedirs(os.path.dirname(path), exist_ok=True)
         with ExitStack() as held:
             try:
                 file = held.enter_context(open(path, "ab"))
