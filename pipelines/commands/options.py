@@ -130,7 +130,8 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def command_line(context: typer.Context) -> str:
     """The command as it was called, quoted for a shell: what was given, options under their long names."""
-    words, at = [], context
+    words: list[str] = []
+    at = context
     while at.parent is not None:
         words.insert(0, str(at.info_name))
         at = at.parent  # type: ignore[assignment,unused-ignore]
