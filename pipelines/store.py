@@ -12,6 +12,7 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
+from operators.schemas import as_detections
 from pipelines.errors import UserError
 
 TEMPORARY = ".tmp-"
@@ -89,13 +90,17 @@ class Store:
         os.replace(temporary, path)
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """A Parquet file, or some of its columns."""
+        """A Parquet file, or some of its columns; detections as `operators.schemas.DETECTIONS` whoever wrote them."""
         import pyarrow.parquet as pq
 
         # Not `read_table`: it makes a dataset of the one file first, which takes most of its time with small files.
         with pq.ParquetFile(self.path(name) if self.is_local else pa.BufferReader(self.read(name))) as file:
             table = file.read(columns, use_threads=False)
-        return table if columns is None else table.select(columns)
+        table = table if columns is None else table.select(columns)
+        for place, column in enumerate(table.columns):
+            if (now := as_detections(column)) is not column:
+                table = table.set_column(place, table.field(place).with_type(now.type), now)
+        return table
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a Parquet file, whole."""

@@ -52,7 +52,7 @@ class WebDataset(Exporter):
 
     def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`."""
-        tally = Tally(dataset.classes, dataset.splits)
+        tally = Tally(dataset.classes, dataset.splits, ("crowd", "extra"))
         counts = {"words": 0, "captions": 0}
         with ExitStack() as stack:
             tars = {
