@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from operators.wording import counted
 from pipelines.errors import UserError
 
 Item = TypeVar("Item")
@@ -110,7 +111,7 @@ class Source(ABC):
             yield entry
         self.problems.sort()
         if self._unlisted:
-            self.problems.append(f"and {self._unlisted} more problems")
+            self.problems.append(f"and {counted(self._unlisted, 'more problem')}")
         if first is None:
             raise SourceError(self._empty())
 
