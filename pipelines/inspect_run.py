@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from operators.wording import counted, plural_of
 from pipelines.config import Pipeline, build_pipeline
 from pipelines.errors import UserError, nearest
 from pipelines.layout import Layout
@@ -78,7 +79,7 @@ def plan_of(pipeline: Pipeline, workers: int | None) -> dict[str, Any]:
 def print_plan(planned: dict[str, Any], console: Console) -> None:
     """Print `plan_of`."""
     new = f", {planned['new_images']:,} new" if 0 < planned["new_images"] < planned["images"] else ""
-    size = f"{planned['images']:,} images{new} in {planned['shards']:,} shards"
+    size = f"{counted(planned['images'], 'image')}{new} in {counted(planned['shards'], 'shard')}"
     console.print(f"{planned['pipeline']}: {size} → {escape(planned['output'])}")
     table = Table(box=None, pad_edge=False)
     for header in ("step", "done", "reads", "writes"):
@@ -91,12 +92,13 @@ def print_plan(planned: dict[str, Any], console: Console) -> None:
     if not planned["stages"]:
         console.print("every step is done for every shard; a run computes nothing")
     here = planned["resources"]
-    gpus = f", {here['gpus']:g} GPUs" if here["gpus"] else ""
+    gpus = f", {here['gpus']:g} {plural_of(here['gpus'], 'GPU')}" if here["gpus"] else ""
     if planned["stages"]:
-        console.print(f"\nplacement on this machine ({here['cpus']:g} CPUs{gpus}, {here['memory_gb']} GB free)")
+        cpus = f"{here['cpus']:g} {plural_of(here['cpus'], 'CPU')}"
+        console.print(f"\nplacement on this machine ({cpus}{gpus}, {here['memory_gb']} GB free)")
     for stage in planned["stages"]:
         phase = f"phase {stage['phase']}  " if stage.get("phase") else ""
-        workers = f"{stage['workers']} worker{'s' if stage['workers'] > 1 else ''}"
+        workers = counted(stage["workers"], "worker")
         console.print(f"  {phase}{workers}, {stage['on']}: {', '.join(stage['steps'])}")
     console.print(f"exports: {', '.join(planned['exports']) or 'none'}")
 
@@ -138,7 +140,9 @@ def status_of(folder: str) -> dict[str, Any]:
 def print_status(found: dict[str, Any], console: Console) -> None:
     """Print `status_of`."""
     state = "complete" if found["complete"] and found["summary_is_current"] else "not finished"
-    console.print(f"{escape(found['run'])}: {found['pipeline']}, {found['images']:,} images, {state}", soft_wrap=True)
+    console.print(
+        f"{escape(found['run'])}: {found['pipeline']}, {counted(found['images'], 'image')}, {state}", soft_wrap=True
+    )
     current = found["summary"] if found["summary_is_current"] else None
     sums = {row["step"]: row for row in (current or {}).get("steps", [])}
     table = Table(box=None, pad_edge=False)
