@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from operators.moment import kind_of
 from operators.patience import StopError
+from operators.wording import counted
 from pipelines.errors import UserError
 from pipelines.steps import Step
 
 KEPT = "What was finished is kept"
+
+EXIT_UNDONE = 3
+"""Exit status of a run that leaves images undone."""
 
 
 class Outage(UserError):
@@ -72,3 +77,17 @@ def stopped(steps: Sequence[Step]) -> Iterator[None]:
         if kind_of(error) != "accelerator":
             raise
         raise AcceleratorLost(names, str(error).strip().partition("\n")[0]) from error
+
+
+def undone_line(summary: Mapping[str, Any]) -> str | None:
+    """What a run says at its end of images that are undone, and why; None where there are none.
+
+    Args:
+        summary: What ``summary.json`` holds.
+    """
+    number = summary["outcome"].get("undone", 0)
+    if not number:
+        return None
+    first = next((each for each in summary["reasons"] if each["decision"] == "undone"), None)
+    why = f" ({first['step']}: {first['reason']})" if first is not None else ""
+    return f"{counted(number, 'image')} {'is' if number == 1 else 'are'} undone{why}; the same command does them"

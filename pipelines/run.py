@@ -7,13 +7,14 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import yaml
 
 from operators.base import OperatorError
 from operators.ontology import Ontology
+from operators.patience import Limits
 from pipelines.config import Pipeline
 from pipelines.errors import UserError
 from pipelines.export_run import export_all, labels_column
@@ -50,6 +51,7 @@ class Options:
         address: Of a Ray cluster; None for a local one.
         verbose: Let Ray's own messages through.
         report: Write ``report.html`` at the end, unless the one that is there shows the same results.
+        limits: How long to wait for what passes, and whether to go on without it.
     """
 
     inline: bool = False
@@ -57,6 +59,7 @@ class Options:
     address: str | None = None
     verbose: bool = False
     report: bool = False
+    limits: Limits = field(default_factory=Limits)
 
 
 def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, Any]:
@@ -80,7 +83,7 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
     reporter.source_read(intake)
     write_pipeline(pipeline, store)
 
-    layout = Layout.of(store, pipeline.steps)
+    layout = Layout.of(store, pipeline.steps, options.limits)
     done = {step.position: layout.done(step.position) & intake.shards.keys() for step in pipeline.steps}
     reporter.planned(layout, done, intake.shards)
     everything = sorted(intake.shards)
@@ -235,7 +238,7 @@ def _summary(pipeline: Pipeline, layout: Layout, intake: Intake) -> dict[str, An
     state = state_of(layout, intake.shards)
     if layout.store.exists(SUMMARY_FILE):
         earlier = json.loads(layout.store.read(SUMMARY_FILE))
-        if earlier.get("state") == state:
+        if earlier.get("state") == state and not earlier["outcome"].get("undone"):
             return dict(earlier)
     summary = {"pipeline": pipeline.settings.name, "state": state, **summarise(layout, intake.shards)}
     return {**summary, "source_problems": intake.problems[:1000], "source_problem_count": len(intake.problems)}

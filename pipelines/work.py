@@ -15,7 +15,7 @@ import pyarrow as pa
 from operators.apply import THREADS, Job, Timing, Worker, apply, apply_together
 from operators.base import OperatorError
 from operators.loading import ShardImages
-from operators.patience import Limits, Patience
+from operators.patience import Patience
 from pipelines.errors import UserError
 from pipelines.layout import Layout, active_rows, column_of
 from pipelines.outages import Outage, stopped
@@ -44,9 +44,8 @@ class ShardWorker:
         fetch: Fetcher,
         threads: int = THREADS,
         cache_bytes: int = CACHE_BYTES,
-        limits: Limits | None = None,
     ) -> None:
-        self._patience = Patience(limits)
+        self._patience = Patience(layout.limits)
         self._layout = layout
         self._steps = [layout.steps[position] for position in positions]
         self._fetch = fetch
