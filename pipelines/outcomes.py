@@ -39,6 +39,9 @@ QUARANTINE = pa.schema(
 )
 """``quarantine.parquet``: one row per image that failed, at the first step where it did."""
 
+KINDS = ("kept", "dropped", "duplicate", "failed", "undone")
+"""What can become of an image; together they are all images."""
+
 COLUMNS = ["decision", "decision.reason", "decision.score", "decision.threshold"]
 
 
@@ -52,7 +55,7 @@ class Outcome:
 
     Attributes:
         shard: Its number.
-        final: kept, dropped, duplicate or failed, one per row.
+        final: kept, dropped, duplicate, failed or undone, one per row.
         step: Position of the step that said so; -1 for kept.
         decisions: Of each step, the four decision columns.
     """
@@ -105,8 +108,9 @@ def summarise(layout: Layout, shards: dict[int, int]) -> dict[str, Any]:
     """Write ``decisions.parquet`` and ``quarantine.parquet``; give the sums.
 
     Returns:
-        ``images``: how many; ``outcome``: how many were kept, dropped, duplicate and failed; ``steps``: for each step
-        what it saw, and what became of it; ``reasons``: how often each step failed or dropped for which reason.
+        ``images``: how many; ``outcome``: how many were kept, dropped, duplicate, failed and undone; ``steps``: for
+        each step what it saw, and what became of it; ``reasons``: how often each step failed or dropped for which
+        reason.
 
     Raises:
         SumsError: They do not close.
@@ -120,6 +124,7 @@ def summarise(layout: Layout, shards: dict[int, int]) -> dict[str, Any]:
             "dropped": 0,
             "duplicate": 0,
             "failed": 0,
+            "undone": 0,
         }
         for step in layout.steps
     ]
@@ -152,7 +157,7 @@ def summarise(layout: Layout, shards: dict[int, int]) -> dict[str, Any]:
                     ]
                 )
                 for kind, reason in zip(part.column(0).to_pylist(), part.column(1).to_pylist(), strict=True):
-                    if kind in ("dropped", "failed"):
+                    if kind in ("dropped", "failed", "undone"):
                         reasons[(step.name, kind, reason_kind(reason or ""))] += 1
             bad = [row for row, final in enumerate(outcome.final) if final == "failed"]
             where = pa.array(bad, pa.int64())
@@ -167,7 +172,7 @@ def summarise(layout: Layout, shards: dict[int, int]) -> dict[str, Any]:
     _check_sums(images, total, steps)
     return {
         "images": images,
-        "outcome": {kind: total.get(kind, 0) for kind in ("kept", "dropped", "duplicate", "failed")},
+        "outcome": {kind: total.get(kind, 0) for kind in KINDS},
         "steps": steps,
         "reasons": [
             {"step": step, "decision": kind, "reason": reason, "images": number}
@@ -180,7 +185,7 @@ def _check_sums(images: int, total: Counter[str], steps: list[dict[str, Any]]) -
     if sum(total.values()) != images:
         raise SumsError(f"the run has {images} images but outcomes for {sum(total.values())}")
     for sums in steps:
-        parts = sums["kept"] + sums["dropped"] + sums["duplicate"] + sums["failed"]
+        parts = sum(sums[kind] for kind in KINDS)
         if sums["seen"] != parts:
             raise SumsError(f"step {sums['step']!r} saw {sums['seen']} images but decided about {parts}")
 

@@ -195,7 +195,8 @@ class TerminalReporter:
 
 def outcome_line(images: int, outcome: dict[str, int]) -> str:
     """``5,000 images = 4,210 kept + 700 dropped + 88 duplicate + 2 failed``."""
-    parts = " + ".join(f"{outcome[kind]:,} {kind}" for kind in ("kept", "dropped", "duplicate", "failed"))
+    kinds = ["kept", "dropped", "duplicate", "failed"] + ["undone"] * bool(outcome.get("undone"))
+    parts = " + ".join(f"{outcome[kind]:,} {kind}" for kind in kinds)
     return f"{images:,} images = {parts}"
 
 
