@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 from operators.base import Needs
 from pipelines.errors import UserError
 from pipelines.resources import Resources as Resources
-from pipelines.spread import BASE_GB, CUDA_GB, MEMORY_SHARE, Group
+from pipelines.spread import BASE_GB, CUDA_GB, MEMORY_SHARE, Group, spread
 from pipelines.spread import Pool as Pool
-from pipelines.spread import spread
 from pipelines.steps import Step
 
 DECODE_SECONDS = 0.003
 """CPU seconds to decode an image of 640×480 (369 JPEGs a second on one core, measured); once for each pool."""
 
 IMAGE_SECONDS = 0.003
-"""CPU seconds of an image step besides decoding that has no model (`inspect`, measured), or prepares for one on a GPU."""
+"""CPU seconds of an image step besides decoding: of one without a model (`inspect`, measured), or beside a GPU."""
 
 MODEL_SECONDS = 1.0
 """CPU seconds of a model that runs on a CPU, if its operator does not say: of CLIP .03, of SAM 18 (measured)."""

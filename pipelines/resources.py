@@ -1,4 +1,4 @@
-"""What there is to place workers on: of this machine, of a cluster that is told in words, of a GPU that cannot be asked."""
+"""What there is to place workers on: of this machine, or of a cluster that is told in words."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from pipelines.errors import UserError, nearest
 
 GPU_MEMORY = "LABELMILL_GPU_MEMORY_GB"
 """The environment variable that states a GPU's memory in GB. Where it does, no driver is asked."""
-
-MOST_NODES = 100_000
-"""Of a cluster in words: a number beyond it is a slip."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +109,16 @@ def smallest_gpu_gb() -> float:
 
 
 WORDS = {
-    "nodes": "a whole number of machines from 1",
+    "nodes": "a whole number of machines from 1 to 100,000",
     "cpus": "the CPUs of one machine, a number from 1",
     "gpus": "the GPUs of one machine, a whole number from 0",
     "gpu_memory": "the memory of one GPU in GB, a number above 0",
     "memory": "the memory of one machine in GB, a number above 0",
 }
 """What a cluster in words may say, and what each word takes."""
+
+BOUNDS = {"nodes": (1.0, 100_000.0), "cpus": (1.0, math.inf)}
+WHOLE = ("nodes", "gpus")
 
 
 def parse_resources(text: str, gpu_memory_gb: float | None = None) -> Resources:
@@ -162,11 +162,9 @@ def _words(kind: str) -> dict[str, float]:
         if word in said:
             raise UserError(f"--resources: {word} must be said once for a kind of machine but is there twice: {kind!r}")
         number = _number(f"--resources: {word}", value, WORDS[word])
-        whole = word in ("nodes", "gpus")
-        least = {"nodes": 1.0, "cpus": 1.0, "gpus": 0.0}.get(word)
-        if (whole and number % 1) or (least is not None and number < least) or (word == "nodes" and number > MOST_NODES):
-            most = f", at most {MOST_NODES:,}" if word == "nodes" else ""
-            raise UserError(f"--resources: {word} must be {WORDS[word]}{most} but is {value!r}")
+        least, most = BOUNDS.get(word, (0.0, math.inf))
+        if not least <= number <= most or (word in WHOLE and number % 1):
+            raise UserError(f"--resources: {word} must be {WORDS[word]} but is {value!r}")
         said[word] = number
     if "cpus" not in said:
         raise UserError(f"--resources must say cpus, {WORDS['cpus']}; got {kind.strip()!r}")

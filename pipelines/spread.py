@@ -27,6 +27,9 @@ FEEDING_CPUS = 2
 MOST_CPUS = 8
 """CPUs of one GPU worker at most: its threads share one interpreter."""
 
+ENOUGH = 0.85
+"""The part of a node's CPUs from which on more workers on a GPU count for more than CPUs that are left over."""
+
 MOST_PER_GPU = 8
 """Workers on one GPU at most: they take turns on it, and there is one to feed it while another computes."""
 
@@ -159,7 +162,7 @@ def _beside_a_gpu(
     models = resources.gpu_memory_gb / ((group.gpu_gb or 0.0) + CONTEXT_GB)
     bound = int(max(1, min(models, MOST_PER_GPU, cpus // FEEDING_CPUS, hosts, most // gpus)))
     shares = [(workers, max(1, min(MOST_CPUS, cpus // workers))) for workers in range(1, bound + 1)]
-    return max(shares, key=lambda share: (share[0] * share[1], share[0]))
+    return max(shares, key=lambda share: (min(share[0] * share[1], ENOUGH * cpus), share[0]))
 
 
 def _on_gpus(group: Group, rooms: Sequence[_Room], per_gpu: int, cpus: int, most: int) -> list[int]:
@@ -179,9 +182,7 @@ def _on_gpus(group: Group, rooms: Sequence[_Room], per_gpu: int, cpus: int, most
 
 def _fill(groups: Sequence[Group], counts: list[list[int]], rooms: Sequence[_Room], most: int) -> None:
     """Give the CPUs that are left to the CPU groups, always to the one that has most to do for each of its workers."""
-    waiting = [
-        (-group.seconds, number, 1) for number, group in enumerate(groups) if group.gpu_gb is None and most > 1
-    ]
+    waiting = [(-group.seconds, number, 1) for number, group in enumerate(groups) if group.gpu_gb is None and most > 1]
     heapq.heapify(waiting)
     free = [(-room.cpus, number) for number, room in enumerate(rooms) if room.cpus >= 1]
     heapq.heapify(free)
