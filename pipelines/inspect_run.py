@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from operators.wording import counted
 from pipelines.config import Pipeline, build_pipeline
 from pipelines.errors import UserError, nearest
 from pipelines.layout import Layout
@@ -105,7 +106,7 @@ def plan_of(
 def print_plan(planned: dict[str, Any], console: Console) -> None:
     """Print `plan_of`."""
     new = f", {planned['new_images']:,} new" if 0 < planned["new_images"] < planned["images"] else ""
-    size = f"{planned['images']:,} images{new} in {planned['shards']:,} shards"
+    size = f"{counted(planned['images'], 'image')}{new} in {counted(planned['shards'], 'shard')}"
     console.print(f"{planned['pipeline']}: {size} → {escape(planned['output'])}")
     table = Table(box=None, pad_edge=False)
     for header in ("step", "done", "reads", "writes"):
@@ -121,19 +122,18 @@ def print_plan(planned: dict[str, Any], console: Console) -> None:
         console.print(f"\nplacement on {_in_words(planned['resources'])}")
     for stage in planned["stages"]:
         phase = f"phase {stage['phase']}  " if stage.get("phase") else ""
-        workers = f"{stage['workers']:,} worker{'s' if stage['workers'] > 1 else ''}"
+        workers = counted(stage["workers"], "worker")
         console.print(f"  {phase}{workers}, {stage['on']}: {', '.join(stage['steps'])}")
     idle = [stage for stage in planned["stages"] if stage["workers"] > stage.get("shards", math.inf)]
     if idle:
         shards = max(stage["shards"] for stage in idle)
-        only = f"there {'is 1 shard' if shards == 1 else f'are {shards:,} shards'} to do"
-        console.print(f"  {only}, so a run would start no more workers than that")
+        console.print(f"  with {counted(shards, 'shard')} to do a run starts no more workers than that")
     console.print(f"exports: {', '.join(planned['exports']) or 'none'}")
 
 
 def _of_one(pool: Pool) -> str:
     """What one worker has: ``2 CPUs and 1/8 GPU each``."""
-    cpus = f"{pool.cpus:g} CPU{'s' if pool.cpus > 1 else ''}"
+    cpus = counted(int(pool.cpus), "CPU")
     if not pool.gpus:
         return f"{cpus} each"
     return f"{cpus} and {'a' if pool.gpus == 1 else f'1/{round(1 / pool.gpus)}'} GPU each"
@@ -141,15 +141,14 @@ def _of_one(pool: Pool) -> str:
 
 def _in_words(there: dict[str, Any]) -> str:
     """``100 nodes (12,800 CPUs, 800 GPUs of 80 GB)``."""
-    parts = [f"{there['cpus']:,g} CPU{'s' if there['cpus'] != 1 else ''}"]
+    parts = [counted(int(there["cpus"]), "CPU")]
     if there["gpus"]:
         memory = f" of {there['gpu_memory_gb']:g} GB" if there["gpu_memory_gb"] else ""
-        parts.append(f"{there['gpus']:,g} GPU{'s' if there['gpus'] != 1 else ''}{memory}")
+        parts.append(counted(int(there["gpus"]), "GPU") + memory)
     here = there["of"] == "this machine"
     if there["memory_gb"] is not None:
         parts.append(f"{there['memory_gb']:g} GB free" if here else f"{there['memory_gb']:,g} GB of memory")
-    nodes = f"{there['nodes']:,} node{'s' if there['nodes'] != 1 else ''}"
-    return f"{there['of'] if here else nodes} ({', '.join(parts)})"
+    return f"{there['of'] if here else counted(there['nodes'], 'node')} ({', '.join(parts)})"
 
 
 def _few(names: list[str]) -> str:
@@ -189,7 +188,9 @@ def status_of(folder: str) -> dict[str, Any]:
 def print_status(found: dict[str, Any], console: Console) -> None:
     """Print `status_of`."""
     state = "complete" if found["complete"] and found["summary_is_current"] else "not finished"
-    console.print(f"{escape(found['run'])}: {found['pipeline']}, {found['images']:,} images, {state}", soft_wrap=True)
+    console.print(
+        f"{escape(found['run'])}: {found['pipeline']}, {counted(found['images'], 'image')}, {state}", soft_wrap=True
+    )
     current = found["summary"] if found["summary_is_current"] else None
     sums = {row["step"]: row for row in (current or {}).get("steps", [])}
     table = Table(box=None, pad_edge=False)

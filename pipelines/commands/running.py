@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from operators.wording import counted
 from pipelines.commands.options import (
     Address,
     AsJson,
@@ -16,6 +17,7 @@ from pipelines.commands.options import (
     Overrides,
     PipelineFile,
     Workers,
+    command_line,
     console,
     show,
     user_errors,
@@ -24,6 +26,7 @@ from pipelines.commands.options import (
 
 @user_errors
 def run(
+    context: typer.Context,
     pipeline: PipelineFile,
     set_: Overrides = None,
     inline: Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")] = False,
@@ -46,13 +49,11 @@ def run(
     loaded = load_pipeline(pipeline, set_)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
     reporter = TerminalReporter(console(stderr=as_json))
-    words = [pipeline, *(f"--set={item}" for item in set_ or [])]
-    again = f"labelmill run {shlex.join(words)}"
     try:
         summary = run_pipeline(loaded, Options(inline, workers, address, verbose, report, gpu_memory), reporter)
     except KeyboardInterrupt:
         reporter.close()
-        typer.echo(f"\nstopped; what was finished is kept. Go on with: {again}", err=True)
+        typer.echo(f"\nstopped; what was finished is kept. Go on with: {command_line(context)}", err=True)
         raise typer.Exit(130) from None
     except ContractError as error:
         reporter.close()
@@ -89,7 +90,7 @@ def check(pipeline: PipelineFile, set_: Overrides = None, as_json: AsJson = Fals
         found = {"pipeline": pipeline, "good": True, "steps": steps, "exports": exports, "output": output}
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        told = f"{len(steps)} steps, exports: {', '.join(exports) or 'none'}, output: {output}"
+        told = f"{counted(len(steps), 'step')}, exports: {', '.join(exports) or 'none'}, output: {output}"
         typer.echo(f"{pipeline}: good. {told}\nNext: labelmill run {shlex.quote(pipeline)}")
 
 

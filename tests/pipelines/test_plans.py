@@ -101,14 +101,14 @@ def test_plans(name: str, words: str) -> None:
     assert found.exit_code == 0, found.output
     lines = [line.strip() for line in found.output.splitlines()]
     start = next(number for number, line in enumerate(lines) if line.startswith("placement on"))
-    placed = [line for line in lines[start + 1 :] if not line.startswith(("exports", "there is 1 shard"))]
+    placed = [line for line in lines[start + 1 :] if not line.startswith(("exports", "with 1 shard"))]
     assert placed == PLANS[name, words]
 
 
 def test_the_plan_says_what_it_is_for_and_that_shards_are_few() -> None:
     told = plan("embed", "--resources", "nodes=100,cpus=128,gpus=8,gpu_memory=80").output
     assert "placement on 100 nodes (12,800 CPUs, 800 GPUs of 80 GB)" in told
-    assert "there is 1 shard to do, so a run would start no more workers than that" in told
+    assert "with 1 shard to do a run starts no more workers than that" in told
     found = json.loads(plan("embed", "--resources", "cpus=16,gpus=1", "--gpu-memory", "141", "--json").stdout)
     assert found["resources"]["gpu_memory_gb"] == 141
     assert [stage["workers"] for stage in found["stages"]] == [8]
