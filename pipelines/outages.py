@@ -90,4 +90,5 @@ def undone_line(summary: Mapping[str, Any]) -> str | None:
         return None
     first = next((each for each in summary["reasons"] if each["decision"] == "undone"), None)
     why = f" ({first['step']}: {first['reason']})" if first is not None else ""
-    return f"{counted(number, 'image')} {'is' if number == 1 else 'are'} undone{why}; run the same command again to do them"
+    are = f"{counted(number, 'image')} {'is' if number == 1 else 'are'}"
+    return f"{are} undone{why}; run the same command again to do {'it' if number == 1 else 'them'}"
