@@ -14,12 +14,11 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field
 
 from operators.base import OperatorError, RowError, tuning
-from operators.bisect import bisect
+from operators.bisect import bisect, empty_accelerator_cache
 from operators.engines.detector import Answer, Detector
 from operators.engines.grounding_dino import GroundingDino
 from operators.engines.groundingdino_original import OriginalGroundingDino
 from operators.engines.owlv2 import Owlv2
-from operators.memory import free_memory
 from operators.model_operator import LabelOperator, ModelParams
 from operators.models.card import ModelCard, ModelError, require
 from operators.ontology import Ontology
@@ -210,7 +209,7 @@ class Detect(LabelOperator):
 
     def _halve(self, items: list[Item]) -> None:
         self._at_once = max(1, min(self._at_once, (len(items) + 1) // 2))
-        free_memory()
+        empty_accelerator_cache()
 
 
 def _give_up(error: Exception) -> NoReturn:

@@ -54,7 +54,6 @@ class _Overload(NamedTuple):
     kind: str  # scalar, macro, aggregate, window, table, table_macro, pragma
     stability: str | None
     macro: str | None  # the expression that a macro stands for
-    parameters: int
     takes_lambda: bool
 
 
@@ -101,15 +100,9 @@ class Functions:
         overloads = self.catalogue.get(name, ())
         if name in seen or not overloads or (name == "age" and arguments == 1):  # age(t) counts from today
             return False
-        steady = {overload.parameters for overload in overloads if overload.stability == "CONSISTENT"}
         for overload in overloads:
             if overload.kind == "scalar" and overload.stability != "CONSISTENT":
-                # From DuckDB 2.0.1 on, what `+` and the parts of a date are for time stamps with a zone counts as
-                # depending on the query, as the zone is a setting. It is fixed here. A function that looks at the
-                # clock has no sibling of as many parameters that does not.
-                by_zone = overload.stability == "CONSISTENT_WITHIN_QUERY" and overload.parameters in steady
-                if not by_zone:
-                    return False
+                return False
             if overload.kind == "aggregate":
                 return False
             if overload.macro and not self._macro_is_stable(overload.macro, seen | {name}):
@@ -146,12 +139,12 @@ def _catalogue() -> dict[str, tuple[_Overload, ...]]:
     rows = (
         connection()
         .execute(
-            "SELECT lower(function_name), function_type, stability, macro_definition, len(parameter_types),"
+            "SELECT lower(function_name), function_type, stability, macro_definition,"
             " list_contains(parameter_types, 'LAMBDA') FROM duckdb_functions() ORDER BY ALL"
         )
         .fetchall()
     )
     found: dict[str, list[_Overload]] = {}
-    for name, kind, stability, macro, parameters, takes_lambda in rows:
-        found.setdefault(name, []).append(_Overload(kind, stability, macro, parameters, bool(takes_lambda)))
+    for name, kind, stability, macro, takes_lambda in rows:
+        found.setdefault(name, []).append(_Overload(kind, stability, macro, bool(takes_lambda)))
     return {name: tuple(overloads) for name, overloads in found.items()}

@@ -244,8 +244,8 @@ class Verify(ImageOperator):
         ]
         for (index, place), answer in zip(places, self._asked.ask(about, self.params.chunk), strict=True):
             found = results[index]
-            if isinstance(answer, RowError):
-                results[index] = answer
+            if isinstance(answer, str):
+                results[index] = RowError(answer)
             elif not isinstance(found, RowError):
                 found["yes"][place] = answer
 

@@ -15,10 +15,8 @@ import pyarrow as pa
 from operators.apply import THREADS, Job, Timing, Worker, apply, apply_together
 from operators.base import OperatorError
 from operators.loading import ShardImages
-from operators.patience import Limits, Patience
 from pipelines.errors import UserError
 from pipelines.layout import Layout, active_rows, column_of
-from pipelines.outages import Outage, stopped
 from pipelines.receipts import OnNews, Partial, Receipt, receipt_of
 from pipelines.shards import read_shard
 from pipelines.sources import Fetcher
@@ -44,9 +42,7 @@ class ShardWorker:
         fetch: Fetcher,
         threads: int = THREADS,
         cache_bytes: int = CACHE_BYTES,
-        limits: Limits | None = None,
     ) -> None:
-        self._patience = Patience(limits)
         self._layout = layout
         self._steps = [layout.steps[position] for position in positions]
         self._fetch = fetch
@@ -55,13 +51,7 @@ class ShardWorker:
         self._workers: dict[int, Worker] = {}
 
     def run(self, shard: int, on_news: OnNews | None = None) -> list[Receipt]:
-        """Do what is not done yet of the steps for a shard; one receipt per step.
-
-        Raises:
-            Outage: A step leaves so many images undone that going on makes no sense. Its results are kept.
-            UserError: A step cannot go on at all.
-            AcceleratorLost: This process can no longer use its GPU; another one has to do the shard.
-        """
+        """Do what is not done yet of the steps for a shard; one receipt per step."""
         tell = on_news or (lambda news: None)
         receipts, waiting = [], []
         for step in self._steps:
@@ -85,17 +75,11 @@ class ShardWorker:
     def _run_wave(self, work: _Shard, wave: Sequence[Step], tell: OnNews) -> list[Receipt]:
         began = time.time()
         jobs = [work.job(step, self._worker(step), _at_intervals(tell, step.name, work.shard)) for step in wave]
-        with stopped(wave):
-            if wave[0].is_image:
-                results = apply_together(jobs, work.images, self._threads)
-            else:
-                results = [apply(job) for job in jobs]
-        receipts = [self._commit(work, step, *result, began, tell) for step, result in zip(wave, results, strict=True)]
-        for step in wave:
-            reason = self._worker(step).watch.reason
-            if reason is not None:
-                raise Outage(step.name, reason)
-        return receipts
+        if wave[0].is_image:
+            results = apply_together(jobs, work.images, self._threads)
+        else:
+            results = [apply(job) for job in jobs]
+        return [self._commit(work, step, *result, began, tell) for step, result in zip(wave, results, strict=True)]
 
     def _commit(self, work: _Shard, step: Step, table: pa.Table, timing: Timing, began: float, tell: OnNews) -> Receipt:
         started = time.perf_counter()
@@ -111,7 +95,7 @@ class ShardWorker:
     def _worker(self, step: Step) -> Worker:
         if step.position not in self._workers:
             load(step)
-            self._workers[step.position] = Worker(step.operator, self._patience)
+            self._workers[step.position] = Worker(step.operator)
         return self._workers[step.position]
 
 

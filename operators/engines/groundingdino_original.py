@@ -157,7 +157,7 @@ def _language_model(module: Any, card: ModelCard, tokenizer: Any) -> Iterator[No
 
 
 def _bert(sizes: dict[str, Any]) -> Any:
-    """BERT as the authors' code calls it: with three methods that transformers 5 took away."""
+    """BERT with the three methods that transformers 5 took away and the authors' code calls."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -173,14 +173,7 @@ def _bert(sizes: dict[str, Any]) -> Any:
         def get_head_mask(self, mask: None, layers: int) -> list[None]:
             return [None] * layers
 
-    bert = Bert(BertConfig(**sizes))
-    bert.embeddings.register_forward_pre_hook(_without_past, with_kwargs=True)
-    return bert
-
-
-def _without_past(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The authors' code says that nothing came before (0), which transformers takes no more since 5.24."""
-    return args, {name: value for name, value in kwargs.items() if name != "past_key_values_length"}
+    return Bert(BertConfig(**sizes))
 
 
 def _with_shared(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

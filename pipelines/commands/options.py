@@ -69,6 +69,22 @@ Workers = Annotated[
 ]
 
 
+def _positive(value: float | None) -> float | None:
+    if value is not None and not 0 < value < float("inf"):
+        raise typer.BadParameter(f"must be the memory of one GPU in GB, a number above 0, but is {value:g}")
+    return value
+
+
+GpuMemory = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GB",
+        help="Memory of one GPU, where it cannot be asked or is shared (MIG); else LABELMILL_GPU_MEMORY_GB, or asked.",
+        callback=_positive,
+    ),
+]
+
+
 def _answering(context: typer.Context, value: str | None) -> str | None:
     """Refuse an address where nothing answers: Ray itself would try for ten minutes."""
     host, colon, port = (value or "").removeprefix("ray://").rpartition(":")
@@ -109,7 +125,7 @@ CardNames = Annotated[
 
 
 def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Print an error that is the user's to mend without a traceback, and exit with its status."""
+    """Print an error that is the user's to mend without a traceback, and exit with 2."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -120,7 +136,7 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except UserError as error:
             for line in str(error).splitlines():
                 typer.secho(f"error: {line}", fg="red" if sys.stderr.isatty() else None, err=True)
-            raise typer.Exit(error.exit_status) from None
+            raise typer.Exit(2) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
