@@ -69,6 +69,22 @@ Workers = Annotated[
 ]
 
 
+def _positive(value: float | None) -> float | None:
+    if value is not None and not 0 < value < float("inf"):
+        raise typer.BadParameter(f"must be the memory of one GPU in GB, a number above 0, but is {value:g}")
+    return value
+
+
+GpuMemory = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GB",
+        help="Memory of one GPU, where it cannot be asked or is shared (MIG); else LABELMILL_GPU_MEMORY_GB, or asked.",
+        callback=_positive,
+    ),
+]
+
+
 def _answering(context: typer.Context, value: str | None) -> str | None:
     """Refuse an address where nothing answers: Ray itself would try for ten minutes."""
     host, colon, port = (value or "").removeprefix("ray://").rpartition(":")

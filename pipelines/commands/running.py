@@ -13,6 +13,7 @@ from operators.wording import counted
 from pipelines.commands.options import (
     Address,
     AsJson,
+    GpuMemory,
     Overrides,
     PipelineFile,
     Workers,
@@ -31,6 +32,7 @@ def run(
     inline: Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")] = False,
     workers: Workers = None,
     address: Address = None,
+    gpu_memory: GpuMemory = None,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="Show Ray's own messages and full tracebacks.")
     ] = False,
@@ -49,7 +51,7 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
     reporter = TerminalReporter(console(stderr=as_json))
     try:
-        summary = run_pipeline(loaded, Options(inline, workers, address, verbose, report), reporter)
+        summary = run_pipeline(loaded, Options(inline, workers, address, verbose, report, gpu_memory), reporter)
     except KeyboardInterrupt:
         reporter.close()
         typer.echo(f"\nstopped; what was finished is kept. Go on with: {hide(command_line(context))}", err=True)
@@ -94,13 +96,26 @@ def check(pipeline: PipelineFile, set_: Overrides = None, as_json: AsJson = Fals
 
 
 @user_errors
-def plan(pipeline: PipelineFile, set_: Overrides = None, workers: Workers = None, as_json: AsJson = False) -> None:
+def plan(
+    pipeline: PipelineFile,
+    set_: Overrides = None,
+    workers: Workers = None,
+    resources: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORDS",
+            help="A cluster that is not here: 'nodes=100,cpus=128,gpus=8,gpu_memory=80' (of each node; memory too).",
+        ),
+    ] = None,
+    gpu_memory: GpuMemory = None,
+    as_json: AsJson = False,
+) -> None:
     """Show what a run would do, without running anything.
 
-    Tells each step, how much of it is done already, and how the rest is placed on this machine.
+    Tells each step, how much of it is done already, and how the rest is placed on this machine or on another cluster.
     """
     from pipelines.config import load_pipeline
     from pipelines.inspect_run import plan_of, print_plan
 
-    planned = plan_of(load_pipeline(pipeline, set_), workers)
+    planned = plan_of(load_pipeline(pipeline, set_), workers, resources, gpu_memory)
     show(planned, as_json, print_plan)
