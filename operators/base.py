@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from operators.images import DecodedImage
     from operators.tasks import Tasks
 
-DecisionKind = Literal["kept", "dropped", "duplicate", "failed"]
+DecisionKind = Literal["kept", "dropped", "duplicate", "failed", "undone"]
 
 
 class RowError(Exception):
@@ -73,7 +73,7 @@ class Decision:
     """What a step decided about one image, and why.
 
     Attributes:
-        decision: kept, dropped, duplicate or failed.
+        decision: kept, dropped, duplicate, failed, or undone: what was in the way passes, the next run does it again.
         reason: A sentence for a person; empty for `kept`.
         score: The figure that was compared, if there is one.
         threshold: What it was compared with.
@@ -108,10 +108,13 @@ class Needs:
     Attributes:
         gpu: Whether the step runs faster on a GPU.
         memory_gb: Memory of the loaded model with a working batch: of the GPU if it runs there, else of the host.
+        seconds: What an image costs one core where the step runs on a CPU, decoding left out, about; None for what
+            is usual for its kind. CPUs are shared by it.
     """
 
     gpu: bool = False
     memory_gb: float = 0.0
+    seconds: float | None = None
 
 
 class Operator(ABC):

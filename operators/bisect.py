@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from operators.base import Decision, RowError
 from operators.columns import ContractError
+from operators.moment import kind_of
 
 
 def bisect(
@@ -34,9 +35,9 @@ def bisect(
     except ContractError:
         raise
     except Exception as error:
-        if _accelerator_is_lost(error):
+        if kind_of(error) == "accelerator":
             raise
-        if on_memory is not None and _out_of_memory(error):
+        if on_memory is not None and kind_of(error) == "memory":
             on_memory(items)
         if len(items) == 1:
             return fail(error)
@@ -50,22 +51,13 @@ def bisect(
 
 
 def failed(error: Exception) -> Decision:
-    """The decision for a row that raised: a RowError speaks for itself, anything else is named by its type."""
+    """The decision for a row that raised: `failed`, or `undone` where what was in the way passes.
+
+    A RowError speaks for itself, anything else is named by its type.
+    """
     text = str(error).strip()
     reason = text if isinstance(error, RowError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
-    return Decision("failed", reason)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-
-
-def _accelerator_is_lost(error: Exception) -> bool:
-    text = str(error)
-    return isinstance(error, RuntimeError) and "CUDA error" in text and "out of memory" not in text
+    return Decision("failed" if kind_of(error) is None else "undone", reason)
 
 
 def empty_accelerator_cache() -> None:

@@ -14,7 +14,7 @@ RowValue = Mapping[str, Any] | Decision | None
 """One image's columns, or why it has none; None for an image that was not reached."""
 
 DECISION_FIELDS = (
-    pa.field("decision", pa.string()),  # kept, dropped, duplicate, failed; null: the step did not see the image
+    pa.field("decision", pa.string()),  # a DecisionKind; null: the step did not see the image
     pa.field("decision.reason", pa.string()),
     pa.field("decision.score", pa.float64()),
     pa.field("decision.threshold", pa.float64()),
@@ -118,8 +118,8 @@ def _take(array: pa.Array | pa.ChunkedArray, where: pa.Array) -> pa.Array:
 
 
 def _null_failed(columns: pa.Table, decisions: Sequence[Decision]) -> pa.Table:
-    """A failed row has no columns, whatever the operator left in them."""
-    keep = np.array([decision.decision != "failed" for decision in decisions], dtype=bool)
+    """A row that failed or is undone has no columns, whatever the operator left in them."""
+    keep = np.array([decision.decision not in ("failed", "undone") for decision in decisions], dtype=bool)
     if keep.all():
         return columns
     where = pa.array(np.arange(len(keep)), mask=~keep)

@@ -19,7 +19,7 @@ class Receipt:
         step: Name of the step.
         shard: Number of the shard.
         images: Rows of the shard.
-        seen, kept, dropped, duplicate, failed: Images that were in play, and what became of them.
+        seen, kept, dropped, duplicate, failed, undone: Images that were in play, and what became of them.
         computed: False where the file was there already.
         seconds: Wall time, of steps that were applied together each one's share; `wait` for prepared images, which
             such steps share; `infer` in the model.
@@ -34,6 +34,7 @@ class Receipt:
     dropped: int
     duplicate: int
     failed: int
+    undone: int = 0
     computed: bool = True
     seconds: float = 0.0
     wait: float = 0.0
@@ -86,6 +87,6 @@ OnNews = Callable[[News], None]
 def receipt_of(step: Step, shard: int, table: pa.Table, **timing: float | bool) -> Receipt:
     """Count a step's table."""
     decisions = table.column("decision").to_pylist()
-    counts = {kind: decisions.count(kind) for kind in ("kept", "dropped", "duplicate", "failed")}
+    counts = {kind: decisions.count(kind) for kind in ("kept", "dropped", "duplicate", "failed", "undone")}
     seen = sum(decision is not None for decision in decisions)
     return Receipt(step.name, shard, table.num_rows, seen, **counts, at=time.time(), **timing)  # type: ignore[arg-type]

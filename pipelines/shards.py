@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from operators.schemas import SHARD
 from pipelines.errors import UserError
@@ -120,7 +121,25 @@ def known_shards(store: Store) -> dict[int, int]:
 
 def read_shard(store: Store, shard: int, columns: list[str] | None = None) -> pa.Table:
     """The rows of a shard, all columns of `operators.schemas.SHARD` or some."""
-    return store.read_table(f"{FOLDER}/{shard_name(shard)}", columns)
+    name = f"{FOLDER}/{shard_name(shard)}"
+    if columns is not None and not LATER.keys() & set(columns):
+        return store.read_table(name, columns)
+    table = store.read_table(name)
+    for column, of in LATER.items():  # a run of an earlier version does not have them
+        if column not in table.column_names:
+            table = table.append_column(SHARD.field(column), of(table))
+    return table if columns is None else table.select(columns)
+
+
+def _state_of_labels(table: pa.Table) -> pa.Array:
+    return pc.if_else(table.column("labels").is_null(), "unread", "read")
+
+
+LATER = {
+    "label_state": _state_of_labels,
+    "refused": lambda table: pa.nulls(table.num_rows, SHARD.field("refused").type),
+}
+"""Columns of `operators.schemas.SHARD` that earlier versions did not write, and what they are then."""
 
 
 def _shard_table(entries: list[Entry], first_id: int) -> pa.Table:
@@ -137,6 +156,11 @@ def _shard_table(entries: list[Entry], first_id: int) -> pa.Table:
                 for entry in entries
             ],
             "problem": [entry.problem for entry in entries],
+            "label_state": [entry.label_state for entry in entries],
+            "refused": pa.array(
+                [[{"place": each.place, "reason": each.reason} for each in entry.refused] or None for entry in entries],
+                SHARD.field("refused").type,
+            ),
         },
         schema=SHARD,
     )

@@ -7,11 +7,12 @@ import os
 import posixpath
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any, cast
 
 import pyarrow as pa
 
+from operators.schemas import as_detections
 from pipelines.errors import UserError
 
 TEMPORARY = ".tmp-"
@@ -89,13 +90,17 @@ class Store:
         os.replace(temporary, path)
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """A Parquet file, or some of its columns."""
+        """A Parquet file, or some of its columns; detections as `operators.schemas.DETECTIONS` whoever wrote them."""
         import pyarrow.parquet as pq
 
         # Not `read_table`: it makes a dataset of the one file first, which takes most of its time with small files.
         with pq.ParquetFile(self.path(name) if self.is_local else pa.BufferReader(self.read(name))) as file:
             table = file.read(columns, use_threads=False)
-        return table if columns is None else table.select(columns)
+        table = table if columns is None else table.select(columns)
+        for place, column in enumerate(table.columns):
+            if (now := as_detections(column)) is not column:
+                table = table.set_column(place, table.field(place).with_type(now.type), now)
+        return table
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a Parquet file, whole."""
@@ -112,21 +117,26 @@ class Store:
     def locked(self) -> Iterator[None]:
         """Hold the directory for one driver. The lock ends with the process, however that ends. Local only.
 
+        Nothing of it stays: neither the lock's file nor, where nothing was written, a directory that was not there.
+
         Raises:
             UserError: Another process holds it.
         """
         if not self.is_local or os.name != "posix":
             yield
             return
-        import fcntl
-
-        os.makedirs(self.path(), exist_ok=True)
-        with open(os.path.join(self.path(), LOCK), "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another run is at work in {self.address()}; wait for it, or stop it") from None
-            yield
+        made = _not_there(self.path())
+        path = os.path.join(self.path(), LOCK)
+        try:
+            with _lock(path, self.address()):
+                try:
+                    yield
+                finally:
+                    os.unlink(path)
+        finally:
+            for folder in made:  # not if something is in it
+                with suppress(OSError):
+                    os.rmdir(folder)
 
     def clean(self) -> None:
         """Remove temporary files and folders that a killed run left behind."""
@@ -141,6 +151,37 @@ class Store:
             for name in files:
                 if name.startswith(TEMPORARY):
                     os.unlink(os.path.join(folder, name))
+
+
+def _not_there(path: str) -> list[str]:
+    """A folder and those above it that are not there, the innermost first."""
+    made = []
+    while path and not os.path.isdir(path):
+        made.append(path)
+        path = os.path.dirname(path)
+    return made
+
+
+@contextmanager
+def _lock(path: str, address: str) -> Iterator[None]:
+    """Hold a file's lock. One that another process removes between opening and locking is opened again."""
+    import fcntl
+
+    while True:
+        with suppress(FileExistsError):  # even so: whoever was the last in the folder may be removing it
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        with ExitStack() as held:
+            try:
+                file = held.enter_context(open(path, "ab"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mine = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+            except BlockingIOError:
+                raise UserError(f"another run is at work in {address}; wait for it, or stop it") from None
+            except FileNotFoundError:
+                continue
+            if mine:
+                yield
+                return
 
 
 class _Upload(io.BytesIO):

@@ -8,11 +8,13 @@ import tempfile
 from contextlib import ExitStack
 from typing import IO, Any, Literal
 
+from operators.wording import counted
 from pipelines.exports.base import ALL, Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
 from pipelines.exports.card import dataset_card, how_placed
 from pipelines.exports.files import Output
 from pipelines.exports.labels import IDS_PER_IMAGE, Label, Tally, object_id
 from pipelines.exports.masks import outline
+from pipelines.sources.coco_file import OWN
 
 
 class Coco(Exporter):
@@ -24,9 +26,12 @@ class Coco(Exporter):
 
     A box is ``[x, y, width, height]`` in pixels of the upright image, clipped to it, with two decimals. A mask is
     compressed RLE with ``iscrowd: 0``, whatever its shape, and ``area`` is its number of pixels; an object without one
-    has the empty ``segmentation`` and the box's area. Its ``attributes`` hold the ``prompt`` that found it and the
-    ``models`` that made it, where these are known; a COCO source reads them back. The licences of the models are in
-    ``info.provenance.models``; ``licenses`` is the list of the images' licences, as in COCO itself.
+    has the empty ``segmentation`` and the box's area. A region to ignore has ``iscrowd: 1``. What else a COCO source
+    said of an object (another ``area``, keypoints, attributes) is given back as it was.
+
+    Its ``attributes`` also hold the ``prompt`` that found it and the ``models`` that made it, where these are known; a
+    COCO source reads them back. The licences of the models are in ``info.provenance.models``; ``licenses`` is the list
+    of the images' licences, as in COCO itself.
 
     With `captions`, ``annotations/captions_{split}.json`` holds the images that have a caption, each with one
     annotation, whose id is the image's.
@@ -40,7 +45,7 @@ class Coco(Exporter):
     """
 
     name = "coco"
-    version = 2
+    version = 3
 
     class Params(ExportParams):
         """Parameters of the COCO export.
@@ -65,7 +70,7 @@ class Coco(Exporter):
         Raises:
             ExportError: Also for an image with more than 99,999 objects.
         """
-        tally = Tally(dataset.classes, dataset.splits)
+        tally = Tally(dataset.classes, dataset.splits, ("crowd", "extra"))
         with ExitStack() as stack:
             drafts = {
                 (kind, split): _Draft(
@@ -104,11 +109,13 @@ class Coco(Exporter):
                 paths.append(path)
         notes = tally.notes()
         if self.params.captions and uncaptioned:
-            notes.append(f"{uncaptioned} images have no caption and are not in the files of captions.")
+            number = counted(uncaptioned, "image has no caption and is", "images have no caption and are")
+            notes.append(f"{number} not in the files of captions.")
         with_mask = sum(map(sum, tally.annotations.values())) - tally.boxes_only
         if with_mask and tally.boxes_only:
+            number = counted(tally.boxes_only, "object has", "objects have")
             notes.append(
-                f"{tally.boxes_only} objects have no mask and an empty segmentation: evaluate boxes, or leave these "
+                f"{number} no mask and an empty segmentation: evaluate boxes, or leave these "
                 "objects out before evaluating masks, because COCOeval stops at an empty one."
             )
         out.write("README.md", dataset_card("Dataset in COCO format", tally, self._made(), notes, dataset.provenance))
@@ -127,16 +134,16 @@ class Coco(Exporter):
             "bbox": [x1, y1, width, height],
             "area": round(width * height, 4) if label.mask is None else label.mask.area,
             "segmentation": self._segmentation(label),
-            "iscrowd": 0,
+            "iscrowd": int(label.crowd),
         }
         if self.params.scores and label.score is not None:
             annotation["score"] = round(label.score, 4)
         attributes: dict[str, Any] = {} if label.prompt is None else {"prompt": label.prompt}
         if label.models:
             attributes["models"] = list(label.models)
-        if attributes:
-            annotation["attributes"] = attributes
-        return annotation
+        if attributes or isinstance(label.extra.get("attributes"), dict):
+            annotation["attributes"] = {**(label.extra.get("attributes") or {}), **attributes}
+        return {**label.extra, **annotation, **({"area": label.extra["area"]} if "area" in label.extra else {})}
 
     def _segmentation(self, label: Label) -> Any:
         if label.mask is None:
@@ -159,7 +166,7 @@ def _head(classes: list[str] | None, provenance: dict[str, Any]) -> dict[str, An
     """What stands before the long lists; no categories where `classes` is None."""
     licences = provenance.get("licences", [])
     head: dict[str, Any] = {
-        "info": {"description": "Exported by labelmill", "provenance": provenance},
+        "info": {"description": OWN, "provenance": provenance},
         "licenses": [{"id": index, "name": str(name), "url": ""} for index, name in enumerate(licences, 1)],
     }
     if classes is not None:

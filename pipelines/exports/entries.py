@@ -18,7 +18,8 @@ def object_entry(image: ExportImage, label: Label, classes: Sequence[str]) -> di
 
     ``id`` is that of the COCO export. ``bbox`` is x, y, width, height in pixels of the upright image. ``category_id``
     counts from 1. ``area`` is in pixels, the mask's where there is one. ``segmentation`` is compressed RLE, and left
-    out without a mask; so are ``score``, ``prompt`` and ``models`` where not known.
+    out without a mask; so are ``score``, ``prompt`` and ``models`` where not known. ``iscrowd`` is 1 for a region to
+    ignore, ``extra`` what else the source said of it; else they are left out.
     """
     x1, y1, x2, y2 = (round(value, DIGITS) for value in label.box)
     width, height = round(x2 - x1, DIGITS), round(y2 - y1, DIGITS)
@@ -37,6 +38,10 @@ def object_entry(image: ExportImage, label: Label, classes: Sequence[str]) -> di
         entry["prompt"] = label.prompt
     if label.models:
         entry["models"] = list(label.models)
+    if label.crowd:
+        entry["iscrowd"] = 1
+    if label.extra:
+        entry["extra"] = label.extra
     return entry
 
 

@@ -13,7 +13,7 @@ from pipelines.exports.card import dataset_card
 from pipelines.exports.entries import object_entry, word_entry
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Tally
-from pipelines.exports.streams import with_bytes
+from pipelines.exports.streams import json_bytes, with_bytes
 from pipelines.exports.texts import read_texts
 
 MEGABYTE = 10**6
@@ -62,7 +62,7 @@ class HuggingFace(Exporter):
             ExportError: Also for a split whose name `datasets` does not take.
         """
         names = _split_names(dataset.splits)
-        tally = Tally(dataset.classes, dataset.splits)
+        tally = Tally(dataset.classes, dataset.splits, ("crowd", "extra"))
         schema = features(dataset.classes).arrow_schema
         with ExitStack() as stack:
             files = {
@@ -125,6 +125,8 @@ def features(classes: list[str]) -> Any:
                 "score": List(score),
                 "prompt": List(text),
                 "models": List(List(text)),
+                "iscrowd": List(Value("bool")),
+                "extra": List(text),
             },
             "words": {"text": List(text), "quad": List(List(Value("float32"), length=8)), "score": List(score)},
             "caption": text,
@@ -141,6 +143,8 @@ def _objects(entries: list[dict[str, Any]]) -> dict[str, list[Any]]:
         "area": [entry["area"] for entry in entries],
         "mask": [entry["segmentation"]["counts"] if "segmentation" in entry else None for entry in entries],
         **{name: [entry.get(name) for entry in entries] for name in ("score", "prompt", "models")},
+        "iscrowd": [bool(entry.get("iscrowd")) for entry in entries],
+        "extra": [json_bytes(entry["extra"]).decode() if "extra" in entry else None for entry in entries],
     }
 
 

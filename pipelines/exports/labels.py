@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from operators.wording import counted
 from pipelines.exports.base import ALL, ExportError, ExportImage, ExportSummary
 from pipelines.exports.masks import Mask, MaskError, read_mask
 
@@ -39,6 +41,8 @@ class Label:
         score: None for a label that a person made.
         prompt: None where nothing was asked.
         models: References of the model cards that made it, the box's first; empty where none is known.
+        crowd: No object but a region to ignore.
+        extra: What else its source said of it.
     """
 
     position: int
@@ -48,6 +52,8 @@ class Label:
     score: float | None
     prompt: str | None
     models: tuple[str, ...] = ()
+    crowd: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def object_id(image: ExportImage, label: Label) -> int:
@@ -68,10 +74,11 @@ def object_id(image: ExportImage, label: Label) -> int:
 class Tally:
     """Reads labels and counts what became of them, by split and class."""
 
-    def __init__(self, classes: Sequence[str], splits: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], splits: Sequence[str], keeps: Sequence[str] = ()) -> None:
         """Args:
         classes: Class names in order.
         splits: Split names in order; empty for none.
+        keeps: ``crowd`` where the format has a place for regions to ignore, ``extra`` for what else a source said.
 
         Raises:
             ExportError: A class name stands twice.
@@ -87,6 +94,9 @@ class Tally:
         self.skipped: Counter[str] = Counter()
         self.empty_masks = 0
         self.boxes_only = 0
+        self.crowds = 0
+        self.unsaid: Counter[str] = Counter()
+        self._keeps = frozenset(keeps)
 
     def read(self, image: ExportImage) -> list[Label]:
         """The labels of an image that can be written. Counts them, the image, and the labels that cannot.
@@ -101,7 +111,11 @@ class Tally:
             reason, label = self._label(image, position, class_id, detection)
             if label is None:
                 self.skipped[reason] += 1
+            elif label.crowd and "crowd" not in self._keeps:
+                self.crowds += 1
             else:
+                if "extra" not in self._keeps:
+                    self.unsaid.update(label.extra.keys())
                 labels.append(label)
                 self.annotations[split][label.class_id] += 1
         return labels
@@ -140,6 +154,8 @@ class Tally:
             score=None if score is None else float(score),
             prompt=detection.get("prompt"),
             models=tuple(detection.get("models") or ()),
+            crowd=bool(detection.get("crowd")),
+            extra=json.loads(detection.get("extra") or "{}"),
         )
 
     def add_class(self, name: str) -> int:
@@ -171,10 +187,21 @@ class Tally:
         return self._ids[name]
 
     def notes(self) -> list[str]:
-        """What every format has to say about its masks."""
-        if not self.empty_masks:
-            return []
-        return [f"{self.empty_masks} objects have an empty mask and were written as objects without a mask."]
+        """What every format has to say about its labels."""
+        notes = []
+        if self.empty_masks:
+            number = counted(self.empty_masks, "object has", "objects have")
+            notes.append(f"{number} an empty mask; written without a mask.")
+        if self.crowds:
+            number = counted(self.crowds, "region", "regions")
+            notes.append(
+                f"{number} to ignore (COCO's crowds) left out, as the format has no place for them; "
+                "whoever trains on these images takes them for background."
+            )
+        if self.unsaid:
+            told = ", ".join(f"{name} of {count}" for name, count in sorted(self.unsaid.items()))
+            notes.append(f"What the source says of objects besides box, mask and class is left out: {told} objects.")
+        return notes
 
     def summary(self, notes: Sequence[str], paths: Sequence[str]) -> ExportSummary:
         """The counts so far."""

@@ -11,10 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from operators.wording import counted
 from pipelines.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+Sizes = Callable[[str], tuple[int, int] | None]
+"""Width and height of an upright image by its key; None where it is not known."""
 
 MAX_PROBLEMS = 1000
 """Problems of a source kept word for word; the rest are counted."""
@@ -22,6 +26,22 @@ MAX_PROBLEMS = 1000
 
 class SourceError(UserError):
     """The source as a whole cannot be used; says what is wrong and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A label that was there and could not be taken.
+
+    Attributes:
+        place: Where it stands: ``labels/a.txt:3``, ``annotation 7``, ``Annotations/a.xml object 2``.
+        reason: Completes a sentence that begins with the place.
+    """
+
+    place: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.place} {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +53,12 @@ class Entry:
         uri: Where the bytes are; see `pipelines.sources.uri`.
         version: Changes when the bytes do; None where nothing tells.
         labels: Dicts with the fields of `operators.schemas.DETECTION`. ``[]`` says that nothing is there, None that
-            nobody looked.
+            nobody looked, or that all that was there is refused.
         split: train, val or test as the source has it.
         metadata: What else the source knows, as values that JSON can hold.
-        problem: A note on the source's entry, shown and stored. The image is processed all the same.
+        problem: A note on the source's entry, shown and stored. The image is processed all the same. Names what is in
+            `refused` too.
+        refused: The labels that were there and could not be taken.
     """
 
     key: str
@@ -46,18 +68,28 @@ class Entry:
     split: str | None = None
     metadata: dict[str, Any] | None = None
     problem: str | None = None
+    refused: tuple[Refused, ...] = ()
+
+    @property
+    def label_state(self) -> str:
+        """One of `operators.schemas.LABEL_STATES`."""
+        if self.refused:
+            return "refused"
+        return "unread" if self.labels is None else "read"
 
 
 class Source(ABC):
-    """Lists images. `scan` may be called again; `problems` and `ignored` describe the latest scan.
+    """Lists images. `scan` may be called again; `problems`, `refused` and `ignored` describe the latest scan.
 
     Attributes:
         problems: What was wrong and belongs to no entry, one sentence each.
+        refused: Labels that could not be taken and belong to no entry. `problems` names them too.
         ignored: Files that are not images: suffix in lower case (empty for none) → how many.
     """
 
     def __init__(self) -> None:
         self.problems: list[str] = []
+        self.refused: list[Refused] = []
         self.ignored: dict[str, int] = {}
         self._unlisted = 0
 
@@ -72,14 +104,14 @@ class Source(ABC):
         Raises:
             SourceError: The source is missing, unreadable or empty, or two entries share a key.
         """
-        self.problems, self.ignored, self._unlisted = [], {}, 0
+        self.problems, self.refused, self.ignored, self._unlisted = [], [], {}, 0
         first = None
         for entry in self._unique(self._entries()):
             first = first or entry
             yield entry
         self.problems.sort()
         if self._unlisted:
-            self.problems.append(f"and {self._unlisted} more problems")
+            self.problems.append(f"and {counted(self._unlisted, 'more problem')}")
         if first is None:
             raise SourceError(self._empty())
 
@@ -108,6 +140,11 @@ class Source(ABC):
             self.problems.append(valid_text(problem))
         else:
             self._unlisted += 1
+
+    def _refuse(self, place: str, reason: str) -> None:
+        """Record a label that could not be taken and belongs to no entry."""
+        self.refused.append(Refused(valid_text(place), valid_text(reason)))
+        self._report(f"{place} {reason}")
 
     def _ignore(self, name: str, count: int = 1) -> None:
         """Count a file that is not an image."""

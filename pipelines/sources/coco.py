@@ -7,9 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pipelines.sources.base import Entry, Source, SourceError, in_order, normal_key, problem_text, valid_text
+from pipelines.sources.base import (
+    Entry,
+    Refused,
+    Sizes,
+    Source,
+    SourceError,
+    in_order,
+    normal_key,
+    problem_text,
+    valid_text,
+)
 from pipelines.sources.coco_file import CocoFile, Record, image_size_of, named, read_coco
-from pipelines.sources.coco_labels import is_id, read_labels
+from pipelines.sources.coco_labels import Taken, is_id, read_labels
 from pipelines.sources.labels import LabelError, stored_size
 from pipelines.sources.metadata import scalars
 from pipelines.sources.storage import THREADS, Missing, Storage, Unavailable
@@ -32,23 +42,27 @@ class _Image:
 class CocoSource(Source):
     """The images that a COCO file lists, with its objects as labels.
 
-    Boxes become ``xyxy`` and are clipped to the image; polygons and RLE become compressed RLE. A crowd region is not
-    an object, so it goes into ``metadata["crowd"]``. What cannot be used is named in the image's `problem`.
+    Boxes become ``xyxy`` and are clipped to the image; polygons and RLE become compressed RLE. A crowd is a label with
+    `crowd`; where all of a file is crowds, as CVAT writes masks, they are objects. What cannot be used is refused.
 
     Args:
         annotations: The file.
         images: The folder that its file names are relative to; None to find it beside the file.
         storage: Reads both. A file on another machine cannot name files of this one.
+        sizes: Width and height of the upright image by key, for labels whose images are not here; then no image is
+            looked for.
     """
 
-    def __init__(self, annotations: str, images: str | None, storage: Storage) -> None:
+    def __init__(self, annotations: str, images: str | None, storage: Storage, sizes: Sizes | None = None) -> None:
         super().__init__()
+        self.sizes = sizes
         self.annotations = annotations
         self.images = images
         self.storage = storage
         self._content: CocoFile | None = None
         self._classes: list[str] | None = None
         self._read_problems: list[str] = []
+        self._read_refused: list[tuple[str, str]] = []
 
     def __str__(self) -> str:
         return f"coco {self.annotations}"
@@ -68,8 +82,13 @@ class CocoSource(Source):
                 raise self.storage.missing(self.annotations, "the annotation file") from error
             except Unavailable as error:
                 raise SourceError(str(error)) from error
-            self._read_problems = []
-            self._content = read_coco(data, self.annotations, self._read_problems.append)
+            self._read_problems, self._read_refused = [], []
+            self._content = read_coco(
+                data,
+                self.annotations,
+                self._read_problems.append,
+                lambda place, reason: self._read_refused.append((place, reason)),
+            )
             self._classes = self._content.classes
         return self._content
 
@@ -77,7 +96,9 @@ class CocoSource(Source):
         content = self._read()
         for problem in self._read_problems:
             self._report(problem)
-        root = self._root(content)
+        for place, reason in self._read_refused:
+            self._refuse(place, reason)
+        root = parent(self.annotations) if self.sizes is not None else self._root(content)
         images = self._locate(content, root)
         versions: dict[str, str | None] | None = None
         if root is not None and is_remote(root) and not is_http(root):
@@ -162,30 +183,34 @@ class CocoSource(Source):
         if len(image.records) > 1:
             numbers_of = ", ".join(repr(record.get("id")) for record in image.records)
             problems.append(f"this file is listed more than once, under image ids {numbers_of}")
-        annotations = _annotations(image, content, problems)
+        annotations, lost = _annotations(image, content)
+        if annotations and size is None and self.sizes is not None:
+            size = self.sizes(image.key)
         if annotations and size is None:
             try:
                 size = stored_size(self.storage, image.location)
             except (Unavailable, LabelError) as error:
                 problems.append(f"the image's width and height are not known: {error}")
-        labels, crowd = (None, []) if annotations is None else read_labels(annotations, content, size, problems)
+        taken = Taken() if annotations is None else read_labels(annotations, content, size)
         metadata: dict[str, Any] = {}
         for record in image.records:
             metadata = {**(scalars({k: v for k, v in record.items() if k != "file_name"}) or {}), **metadata}
-        if crowd:
-            metadata["crowd"] = crowd
+        refused = (*lost, *taken.refused)
         return Entry(
             image.key,
             file_uri(image.location),
             version,
-            labels,
+            None if annotations is None or (refused and not taken.labels) else taken.labels,
             metadata=metadata or None,
-            problem=problem_text(problems),
+            problem=problem_text([*problems, *taken.notes, *map(str, refused)]),
+            refused=refused,
         )
 
     def _version(
         self, location: str, root: str | None, versions: dict[str, str | None] | None, problems: list[str]
     ) -> str | None:
+        if self.sizes is not None:
+            return None
         if not is_remote(location):
             try:
                 return self.storage.info(location).version
@@ -198,19 +223,17 @@ class CocoSource(Source):
         return None
 
 
-def _annotations(image: _Image, content: CocoFile, problems: list[str]) -> list[Record] | None:
-    """The annotations of an image; None when nobody knows which they are."""
+def _annotations(image: _Image, content: CocoFile) -> tuple[list[Record] | None, list[Refused]]:
+    """The annotations of an image, and those of which nobody knows whether they are its; None where there is nothing to
+    know."""
     if content.annotations is None:
-        return None
+        return None, []
     found: list[Record] = []
     for number in dict.fromkeys(record.get("id") for record in image.records if is_id(record.get("id"))):
         mine = content.annotations.get(number, [])  # type: ignore[arg-type]
         if number in content.ambiguous:
             files = " and ".join(map(valid_text, content.ambiguous[number]))  # type: ignore[index]
-            lost = ", ".join(named(annotation).removeprefix("annotation ") for annotation in mine[:10])
-            problems.append(
-                f"image id {number!r} must be one file but is {files}; its annotations are left out ({lost or 'none'})"
-            )
-            return None
+            reason = f"belongs to image id {number!r}, which must be one file but is {files}"
+            return None, [Refused(named(annotation), reason) for annotation in mine]
         found += mine
-    return found
+    return found, []

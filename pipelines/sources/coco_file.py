@@ -13,6 +13,9 @@ from pipelines.sources.base import SourceError, valid_text
 Record = dict[str, Any]
 Id = int | float | str
 
+OWN = "Exported by labelmill"
+"""What ``info.description`` of a file of this project says."""
+
 LONGEST_SIDE = 2**20
 """Larger images do not exist; a mask of them would not fit in memory."""
 
@@ -28,6 +31,8 @@ class CocoFile:
         annotations: Image id → its annotations in order of their ids; None when the file has none at all, so that
             nobody knows what is on the images.
         ambiguous: Image ids that stand for several files.
+        all_crowds: Every annotation has ``iscrowd``, and several are of one class in one image, so that they are the
+            instances that a crowd would hide: CVAT writes masks so.
     """
 
     classes: list[str] = field(default_factory=list)
@@ -35,15 +40,20 @@ class CocoFile:
     images: list[Record] = field(default_factory=list)
     annotations: dict[Id, list[Record]] | None = None
     ambiguous: dict[Id, list[str]] = field(default_factory=dict)
+    all_crowds: bool = False
 
 
-def read_coco(data: bytes, where: str, report: Callable[[str], None]) -> CocoFile:
+Refuse = Callable[[str, str], None]
+
+
+def read_coco(data: bytes, where: str, report: Callable[[str], None], refuse: Refuse) -> CocoFile:
     """Read a COCO file.
 
     Args:
         data: Its bytes.
         where: Its location, for messages.
         report: Told of everything that is wrong and concerns no image of the file.
+        refuse: Told the place of each label that belongs to no image, and why.
 
     Raises:
         SourceError: It is not JSON, or not COCO.
@@ -60,8 +70,21 @@ def read_coco(data: bytes, where: str, report: Callable[[str], None]) -> CocoFil
     _read_categories(document, content, report)
     known = _read_images(document["images"], content, report)
     if "annotations" in document:
-        content.annotations = _read_annotations(document["annotations"], known, where, report)
+        content.annotations = _read_annotations(document["annotations"], known, where, report, refuse)
+        records = [record for group in content.annotations.values() for record in group]
+        content.all_crowds = bool(records) and all(record.get("iscrowd") for record in records) and not _own(document)
+        if content.all_crowds:
+            report(
+                f"every one of the {len(records)} annotations of {where} is a crowd, as CVAT writes masks; they are "
+                "taken for objects"
+            )
     return content
+
+
+def _own(document: Record) -> bool:
+    """Whether an export of this project wrote it: what it calls a crowd is one."""
+    info = document.get("info")
+    return isinstance(info, dict) and info.get("description") == OWN
 
 
 def image_size_of(record: Record) -> tuple[int, int] | None:
@@ -120,10 +143,13 @@ def _read_categories(document: Record, content: CocoFile, report: Callable[[str]
 
 
 def _read_images(values: list[Any], content: CocoFile, report: Callable[[str], None]) -> set[Id]:
-    """Fill in the images; returns the image ids that are listed."""
+    """Fill in the images; returns the image ids that are listed with a file."""
     files: dict[Id, list[str]] = {}
     for record in _objects(values, "images", report):
         number, name = record.get("id"), record.get("file_name")
+        if not name and isinstance(record.get("coco_url"), str):  # LVIS has no file_name
+            name = record["coco_url"].rstrip("/").rpartition("/")[2]
+            record = {**record, "file_name": name}
         if not isinstance(name, str) or not name:
             report(f"image id {number!r} has no file_name, so it is left out with its annotations")
             if _is_id(number):
@@ -135,23 +161,29 @@ def _read_images(values: list[Any], content: CocoFile, report: Callable[[str], N
             if name not in seen:
                 seen.append(name)
     content.ambiguous = {number: sorted(names) for number, names in files.items() if len(names) > 1}
-    return set(files)
+    return {number for number, names in files.items() if names}
 
 
-def _read_annotations(values: Any, known: set[Id], where: str, report: Callable[[str], None]) -> dict[Id, list[Record]]:
+def _read_annotations(
+    values: Any, known: set[Id], where: str, report: Callable[[str], None], refuse: Refuse
+) -> dict[Id, list[Record]]:
     grouped: dict[Id, list[Record]] = defaultdict(list)
-    records = _objects(values, "annotations", report)
+    if not isinstance(values, list):
+        report(f"annotations must be a list but is {type(values).__name__}")
+        values = []
+    for place, value in enumerate(values, 1):
+        if not isinstance(value, dict):
+            refuse(f"annotation {place} in the list of {where}", f"must be an object but is {str(value)[:60]}")
+    records = [value for value in values if isinstance(value, dict)]
     _report_repeated(records, report)
     for annotation in records:
         number = annotation.get("image_id")
-        if _is_id(number):
-            grouped[number].append(annotation)  # type: ignore[index]
+        if not _is_id(number):
+            refuse(named(annotation), f"must have an image_id but has {str(number)[:60]}")
+        elif number not in known:
+            refuse(named(annotation), f"in {where} has the image id {number!r}, which is not listed with a file")
         else:
-            report(f"{named(annotation)} must have an image_id but has {str(number)[:60]}")
-    for number in [number for number in grouped if number not in known]:
-        lost = [named(annotation).removeprefix("annotation ") for annotation in grouped.pop(number)]
-        shown = ", ".join(lost[:10]) + (f" and {len(lost) - 10} more" if len(lost) > 10 else "")
-        report(f"annotation {shown} in {where}: image id {number!r} is not listed")
+            grouped[number].append(annotation)  # type: ignore[index]
     for group in grouped.values():
         group.sort(key=_order)
     return dict(grouped)

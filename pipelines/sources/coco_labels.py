@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.sources.base import valid_text
+from pipelines.sources.base import Refused, valid_text
 from pipelines.sources.coco_file import CocoFile, Record, named
-from pipelines.sources.labels import OVERFLOW, LabelError, clip, detection, mask_box, numbers, polygon_mask, rle_mask
+from pipelines.sources.labels import (
+    OVERFLOW,
+    LabelError,
+    clip,
+    detection,
+    mask_area,
+    mask_box,
+    numbers,
+    polygon_mask,
+    rle_mask,
+    same_objects,
+)
+from pipelines.sources.metadata import json_value
+
+READ = {"id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "score"}
+"""Keys of an annotation that have a place of their own."""
+
+MAX_EXTRA = 16 * 1024
+"""Longest JSON of what else an annotation says that is carried."""
+
+
+@dataclass
+class Taken:
+    """What became of the annotations of an image.
+
+    Attributes:
+        labels: Dicts of `operators.schemas.DETECTION`, regions to ignore among them.
+        refused: Those that could not be taken.
+        notes: What is worth saying of those that were.
+    """
+
+    labels: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def is_id(number: Any) -> bool:
@@ -15,73 +50,91 @@ def is_id(number: Any) -> bool:
     return isinstance(number, (int, float, str))
 
 
-def read_labels(
-    annotations: Sequence[Record], content: CocoFile, size: tuple[int, int] | None, problems: list[str]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The annotations of an image as detections, and its crowd regions as metadata.
+def read_labels(annotations: Sequence[Record], content: CocoFile, size: tuple[int, int] | None) -> Taken:
+    """The annotations of an image as detections; those with ``iscrowd`` as regions to ignore.
 
     Args:
         annotations: Records of one image.
-        content: The file that they are from.
+        content: The file that they are from. Where all of it is crowds, they are taken for objects.
         size: The image's width and height; None where unknown, and then masks cannot be read.
-        problems: Told of everything that is wrong, by the annotation's id.
     """
-    labels, crowd = [], []
+    taken = Taken()
+    names = []
     for annotation in annotations:
         name = named(annotation)
         try:
-            label = _label(annotation, name, content, size, problems)
+            taken.labels.append(_label(annotation, name, content, size, taken.notes))
+            names.append(name)
         except LabelError as error:
-            problems.append(f"{name} {error}")
-            continue
-        if annotation.get("iscrowd"):
-            box = [label[side] for side in ("x1", "y1", "x2", "y2")]
-            crowd.append({"annotation": annotation.get("id"), "class": label["class"], "box": box})
-        else:
-            labels.append(label)
-    return labels, crowd
+            taken.refused.append(Refused(name, str(error)))
+    taken.labels = same_objects(taken.labels, names, taken.notes)
+    return taken
 
 
 def _label(
-    annotation: Record, name: str, content: CocoFile, size: tuple[int, int] | None, problems: list[str]
+    annotation: Record, name: str, content: CocoFile, size: tuple[int, int] | None, notes: list[str]
 ) -> dict[str, Any]:
     number = annotation.get("category_id")
     if not is_id(number) or number not in content.names:
         raise LabelError(f"has the category id {str(number)[:60]}, which is not listed")
     mask = None
     try:
-        mask = _mask(annotation, size)
+        mask = _mask(annotation, name, size, notes)
     except LabelError as error:
-        problems.append(f"{name} {error}; its mask is left out")
+        notes.append(f"{name} {error}; its mask is left out")
+    box = _box(annotation, name, size, mask, notes)
+    prompt, models = _attributes(annotation, name, notes)
+    area = mask_area(mask, size) if mask is not None and size is not None else (box[2] - box[0]) * (box[3] - box[1])
+    return detection(
+        box,
+        content.names[number],
+        _score(annotation, name, notes),
+        mask,
+        prompt,
+        models,
+        crowd=True if annotation.get("iscrowd") and not content.all_crowds else None,
+        extra=_extra(annotation, name, area, notes),
+    )
+
+
+def _box(
+    annotation: Record, name: str, size: tuple[int, int] | None, mask: str | None, notes: list[str]
+) -> tuple[float, float, float, float]:
+    """The box, or that of the mask where it has none worth the name."""
+    error = LabelError("has neither a box nor a mask that can be used")
     if annotation.get("bbox"):
-        x, y, width, height = numbers(annotation["bbox"], 4)
-        box, outside = clip((x, y, x + width, y + height), size)
-        if outside > OVERFLOW:
-            problems.append(f"{name} has a box that leaves the image by {outside:g} pixels; it was clipped")
-    elif mask is not None and size is not None:
-        box = mask_box(mask, size)
-    else:
-        raise LabelError("has neither a box nor a mask that can be used")
-    prompt, models = _attributes(annotation, name, problems)
-    return detection(box, content.names[number], _score(annotation, name, problems), mask, prompt, models)
+        try:
+            x, y, width, height = numbers(annotation["bbox"], 4)
+            box, outside = clip((x, y, x + width, y + height), size)
+        except LabelError as wrong:
+            error = wrong
+        else:
+            if outside > OVERFLOW:
+                notes.append(f"{name} has a box that leaves the image by {outside:g} pixels; it was clipped")
+            return box
+    if mask is None or size is None:
+        raise error
+    if annotation.get("bbox"):
+        notes.append(f"{name} {error}; that of its mask is taken")
+    return mask_box(mask, size)
 
 
-def _attributes(annotation: Record, name: str, problems: list[str]) -> tuple[str | None, list[str] | None]:
+def _attributes(annotation: Record, name: str, notes: list[str]) -> tuple[str | None, list[str] | None]:
     """The prompt and the models of an annotation that an export of this project wrote; others may mean else by them."""
     attributes = annotation.get("attributes")
     if not isinstance(attributes, dict):
         return None, None
     prompt, models = attributes.get("prompt"), attributes.get("models")
     if prompt is not None and not isinstance(prompt, str):
-        problems.append(f"{name} has the prompt {str(prompt)[:60]}; it must be text and is left out")
+        notes.append(f"{name} has the prompt {str(prompt)[:60]}; it must be text and is left out")
         prompt = None
     if models is not None and not (isinstance(models, list) and all(isinstance(model, str) for model in models)):
-        problems.append(f"{name} has the models {str(models)[:60]}; they must be a list of names and are left out")
+        notes.append(f"{name} has the models {str(models)[:60]}; they must be a list of names and are left out")
         models = None
     return None if prompt is None else valid_text(prompt), None if models is None else list(map(valid_text, models))
 
 
-def _mask(annotation: Record, size: tuple[int, int] | None) -> str | None:
+def _mask(annotation: Record, name: str, size: tuple[int, int] | None, notes: list[str]) -> str | None:
     segmentation = annotation.get("segmentation")
     if not segmentation:
         return None
@@ -89,16 +142,42 @@ def _mask(annotation: Record, size: tuple[int, int] | None) -> str | None:
         raise LabelError("has a mask, which needs the image's width and height")
     if isinstance(segmentation, dict):
         return rle_mask(segmentation, size)
-    if isinstance(segmentation, list):
-        return polygon_mask(segmentation, size)
-    raise LabelError("has a segmentation that is neither polygons nor RLE")
+    if not isinstance(segmentation, list):
+        raise LabelError("has a segmentation that is neither polygons nor RLE")
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in segmentation):
+        segmentation = [segmentation]  # the only ring, without the list around it
+    return polygon_mask(segmentation, size, lambda fault: notes.append(f"{name} {fault}; that ring is left out"))
 
 
-def _score(annotation: Record, name: str, problems: list[str]) -> float | None:
+def _score(annotation: Record, name: str, notes: list[str]) -> float | None:
     score = annotation.get("score")
     if score is None:
         return None
     if isinstance(score, (int, float)) and not isinstance(score, bool) and 0 <= score <= 1:
         return float(score)
-    problems.append(f"{name} has the score {str(score)[:60]}; it must be 0 to 1")
+    notes.append(f"{name} has the score {str(score)[:60]}; it must be 0 to 1")
     return None
+
+
+def _extra(annotation: Record, name: str, area: float, notes: list[str]) -> str | None:
+    """What else it says, as JSON; ``area`` where it is another one than its mask's, or its box's without a mask."""
+    found = {key: value for key, value in annotation.items() if key not in READ and value is not None}
+    if isinstance(attributes := found.get("attributes"), dict):
+        found["attributes"] = {key: value for key, value in attributes.items() if key not in ("prompt", "models")}
+    said = found.pop("area", None)
+    is_area = isinstance(said, (int, float)) and not isinstance(said, bool) and 0 < said < float("inf")
+    if is_area and abs(said - area) > 1e-3 * area:  # type: ignore[operator]
+        found["area"] = said
+    found = {key: value for key, value in found.items() if value not in ({}, [], "")}
+    if not found:
+        return None
+    try:
+        text = json.dumps(json_value(found), ensure_ascii=False, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        text = ""
+    if not text or len(text) > MAX_EXTRA:
+        notes.append(
+            f"{name} carries more than can be kept besides its box and mask; {', '.join(sorted(found))} left out"
+        )
+        return None
+    return text

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ def detection(
     mask: str | None = None,
     prompt: str | None = None,
     models: list[str] | None = None,
+    crowd: bool | None = None,
+    extra: str | None = None,
 ) -> dict[str, Any]:
     """A dict with the fields of `operators.schemas.DETECTION`; `box` is ``x1, y1, x2, y2``."""
     x1, y1, x2, y2 = map(float, box)
@@ -49,6 +51,8 @@ def detection(
         "prompt": prompt,
         "mask": mask,
         "models": models,
+        "crowd": crowd,
+        "extra": extra,
     }
 
 
@@ -89,8 +93,13 @@ def clip(box: Sequence[float], size: tuple[int, int] | None) -> tuple[tuple[floa
     return inside, max(abs(a - b) for a, b in zip(box, inside, strict=True))
 
 
-def polygon_mask(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> str:
+def polygon_mask(polygons: Sequence[Any], size: tuple[int, int], fault: Callable[[str], None] | None = None) -> str:
     """RLE counts of the union of polygons ``[x, y, x, y, …]`` in pixels.
+
+    Args:
+        polygons: One ring each.
+        size: Width and height of the image.
+        fault: Told of each ring that cannot be used, where others can. None: one such ring is an error.
 
     Raises:
         LabelError: A polygon has fewer than three points or half a point, or points far outside the image, or together
@@ -99,20 +108,53 @@ def polygon_mask(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> 
     from pycocotools import mask
 
     width, height = size
-    checked = []
+    checked, faults = [], []
     for polygon in polygons:
-        points = numbers(polygon)
-        if len(points) < 6 or len(points) % 2:
-            raise LabelError(f"has a polygon of {len(points)} numbers; it must be x, y of three points or more")
-        if max(max(points), -min(points)) > 10 * max(width, height):  # pycocotools draws every pixel on the way there
-            raise LabelError("has a polygon far outside the image")
-        checked.append(points)
+        try:
+            checked.append(_ring(polygon, size))
+        except LabelError as error:
+            faults.append(error)
+    if faults and (fault is None or not checked):
+        raise faults[0]
     if not checked:
         raise LabelError("has no polygon")
     merged = mask.merge(mask.frPyObjects(checked, height, width))
     if mask.area(merged) == 0:
         raise LabelError("has a mask that covers no pixel")
+    for each in faults:
+        assert fault is not None
+        fault(str(each))
     return str(merged["counts"].decode("ascii"))
+
+
+def _ring(polygon: Any, size: tuple[int, int]) -> list[float]:
+    points = numbers(polygon)
+    if len(points) < 6 or len(points) % 2:
+        raise LabelError(f"has a polygon of {len(points)} numbers; it must be x, y of three points or more")
+    if max(max(points), -min(points)) > 10 * max(size):  # pycocotools draws every pixel on the way there
+        raise LabelError("has a polygon far outside the image")
+    return points
+
+
+def same_objects(labels: list[dict[str, Any]], names: Sequence[str], notes: list[str]) -> list[dict[str, Any]]:
+    """The labels, the same one once: equal box, class, mask and `crowd`. `names` are theirs, for `notes`."""
+    first: dict[tuple[Any, ...], int] = {}
+    left = []
+    for index, label in enumerate(labels):
+        what = tuple(label[key] for key in ("x1", "y1", "x2", "y2", "class", "mask", "crowd"))
+        earlier = first.setdefault(what, index)
+        if earlier == index:
+            left.append(label)
+        else:
+            notes.append(f"{names[index]} is the same object as {names[earlier]}; it is taken once")
+    return left
+
+
+def mask_area(counts: str, size: tuple[int, int]) -> float:
+    """Pixels of a mask."""
+    from pycocotools import mask
+
+    return float(mask.area({"size": [size[1], size[0]], "counts": counts.encode("ascii")}))
 
 
 def painted_mask(polygon: Sequence[tuple[float, float]], size: tuple[int, int]) -> str:

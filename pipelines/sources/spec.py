@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from pipelines.sources.base import Source
+from pipelines.sources.base import Sizes, Source
 from pipelines.sources.uri import as_location
 
 Kind = Literal["folder", "coco", "yolo", "voc", "parquet", "webdataset", "huggingface"]
@@ -97,8 +97,13 @@ class SourceSpec(BaseModel):
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
 
-def open_source(spec: SourceSpec) -> Source:
-    """The source that a pipeline describes. Nothing is read before `scan` or `classes` is asked for."""
+def open_source(spec: SourceSpec, sizes: Sizes | None = None) -> Source:
+    """The source that a pipeline describes. Nothing is read before `scan` or `classes` is asked for.
+
+    Args:
+        spec: What it is and where.
+        sizes: Width and height of the upright image by key, where labels are read whose images are not beside them.
+    """
     from pipelines.sources.storage import Storage
 
     storage = Storage(spec.storage_options)
@@ -110,7 +115,7 @@ def open_source(spec: SourceSpec) -> Source:
         from pipelines.sources.coco import CocoSource
 
         images = spec.coco.images
-        return CocoSource(as_location(spec.coco.annotations), images and as_location(images), storage)
+        return CocoSource(as_location(spec.coco.annotations), images and as_location(images), storage, sizes)
     if spec.yolo is not None:
         from pipelines.sources.yolo import YoloSource
 

@@ -86,9 +86,9 @@ def test_halves_the_batch_for_good_when_memory_runs_out() -> None:
     assert table.equals(run(brightness(batch=1)))
 
 
-def test_one_image_that_does_not_fit_into_memory_fails() -> None:
+def test_one_image_that_does_not_fit_into_memory_is_undone() -> None:
     table = run(brightness(memory=0))
-    assert set(table.column("decision").to_pylist()) == {"failed"}
+    assert set(table.column("decision").to_pylist()) == {"undone"}
     assert "out of memory" in table.column("decision.reason")[0].as_py()
 
 

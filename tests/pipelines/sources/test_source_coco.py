@@ -136,8 +136,8 @@ def test_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
             annotation(15, 1, bbox=(1, 2, float("nan"), 4)),
             annotation(16, 1, bbox=("1", 2, 3, 4)),
             annotation(17, 1, bbox=()),
-            annotation(18, 1, segmentation=[[1, 2, 3, 4]]),
-            annotation(19, 1, segmentation={"size": [9, 9], "counts": "x"}),
+            annotation(18, 1, bbox=(4, 5, 10, 13), segmentation=[[1, 2, 3, 4]]),
+            annotation(19, 1, bbox=(4, 5, 10, 14), segmentation={"size": [9, 9], "counts": "x"}),
             annotation(20, 1, bbox=(1, 2, 10**400, 4)),
             annotation(30, 99),
             annotation(31, 99),
@@ -155,21 +155,30 @@ def test_nothing_is_dropped_in_silence(tmp_path: Path) -> None:
     assert "category id 555" in entry.problem
     assert "without area: 0 x 3" in entry.problem
     assert "outside the image of 48 x 32" in entry.problem
+    assert [int(each.place.split()[1]) for each in entry.refused] == [11, 12, 13, 14, 15, 16, 17, 20]
+    assert entry.label_state == "refused"
+    assert [each.place for each in source.refused] == [
+        f"annotation 16 in the list of {path}", "annotation 30", "annotation 31", "annotation 32", "annotation 33"
+    ]  # fmt: skip
     said = "\n".join(source.problems)
-    assert "annotation 30, 31" in said
-    assert "image id 99 is not listed" in said
+    assert f"annotation 31 in {path} has the image id 99, which is not listed with a file" in said
     assert "image id 4 has no file_name" in said
     assert "annotation 33 must have an image_id" in said
     assert "1 of the images must be objects" in said
-    assert "1 of the annotations must be objects" in said
+    assert "must be an object but is 17" in said
     assert "category id 7 must mean one class but means 'car' and 'truck'; 'car' is used" in said
     assert "category 'car' is listed more than once" in said
     assert source.classes == ["car", "stop sign", "person"]
 
 
 def test_annotation_ids_that_stand_twice_are_named_and_used(tmp_path: Path) -> None:
-    annotations = [annotation(5, 1), annotation(5, 2), annotation(6, 1), annotation(5, 1, bbox=(1, 1, 4, 4))]
-    for record in (annotation(7, 1), annotation(8, 2)):
+    annotations = [
+        annotation(5, 1),
+        annotation(5, 2),
+        annotation(6, 1, category=3),
+        annotation(5, 1, bbox=(1, 1, 4, 4)),
+    ]
+    for record in (annotation(7, 1, category=90), annotation(8, 2, category=3)):
         del record["id"]
         annotations.append(record)
     source = source_of({"coco": dataset(tmp_path, [image(1, "a.jpg"), image(2, "b.jpg")], annotations)})
@@ -182,9 +191,9 @@ def test_prompts_and_models_are_read_back(tmp_path: Path) -> None:
     good = {"prompt": "a car", "models": ["dino@9f2c61ab04d7"], "occluded": True}
     annotations = [
         annotation(1, 1, attributes=good),
-        annotation(2, 1, attributes={"prompt": 3, "models": "sam"}),
-        annotation(3, 1, attributes=["prompt"]),
-        annotation(4, 1, attributes={"models": [1]}),
+        annotation(2, 1, bbox=(1, 1, 4, 4), attributes={"prompt": 3, "models": "sam"}),
+        annotation(3, 1, bbox=(1, 1, 5, 4), attributes=["prompt"]),
+        annotation(4, 1, bbox=(1, 1, 6, 4), attributes={"models": [1]}),
     ]
     (entry,) = scan({"coco": dataset(tmp_path, [image(1, "a.jpg")], annotations)}).values()
     read = [(label["prompt"], label["models"]) for label in entry.labels or []]
@@ -206,8 +215,8 @@ def test_one_image_id_for_two_files_labels_neither(tmp_path: Path) -> None:
     entries = scan({"coco": path})
     for key in ("a.jpg", "b.jpg"):
         assert entries[key].labels is None
-        assert "image id 1 must be one file but is a.jpg and b.jpg" in (entries[key].problem or "")
-        assert "(5)" in (entries[key].problem or "")
+        (refused,) = entries[key].refused
+        assert str(refused) == "annotation 5 belongs to image id 1, which must be one file but is a.jpg and b.jpg"
     assert len(entries["c.jpg"].labels or []) == 1
 
 
@@ -223,16 +232,23 @@ def test_one_file_under_two_image_ids_gets_all_labels(tmp_path: Path) -> None:
     assert "listed more than once, under image ids 1, 2" in (entry.problem or "")
 
 
-def test_crowds_go_into_the_metadata(tmp_path: Path) -> None:
+def test_crowds_are_labels_of_their_own_state(tmp_path: Path) -> None:
     crowd = {"size": [32, 48], "counts": [100, 200, 48 * 32 - 300]}
     path = dataset(
         tmp_path, [image(1, "a.jpg")], [annotation(1, 1, iscrowd=1, segmentation=crowd), annotation(2, 1, category=3)]
     )
     entry = scan({"coco": path})["a.jpg"]
-    assert [name for name, *_ in boxes(entry)] == ["stop sign"]
-    assert entry.metadata is not None
-    assert entry.metadata["crowd"] == [{"annotation": 1, "class": "car", "box": [4.0, 5.0, 14.0, 17.0]}]
+    assert [(label["class"], label["crowd"]) for label in entry.labels or []] == [("car", True), ("stop sign", None)]
     assert entry.problem is None
+    assert entry.label_state == "read"
+
+
+def test_a_file_of_crowds_alone_is_one_of_objects_and_says_so(tmp_path: Path) -> None:
+    path = dataset(tmp_path, [image(1, "a.jpg")], [annotation(1, 1, iscrowd=1), annotation(2, 1, 3, iscrowd=1)])
+    source = source_of({"coco": path})
+    (entry,) = source.scan()
+    assert [label["crowd"] for label in entry.labels or []] == [None, None]
+    assert any("every one of the 2 annotations" in problem and "crowd" in problem for problem in source.problems)
 
 
 def test_without_annotations_nobody_looked(tmp_path: Path) -> None:
