@@ -112,8 +112,8 @@ def parse_yaml(name: str, text: str, overrides: list[str] | None = None, keys_ma
         message = str(error).splitlines()[0]
         raise ConfigError([hide(f"{name}:{at}: {key}: {message}")]) from error
     assert isinstance(values, dict)
-    values = {str(key): value for key, value in values.items()}
-    return YamlFile(name, values, lines, _references(OmegaConf.to_container(config, resolve=False), values))
+    named: dict[str, Any] = {str(key): value for key, value in values.items()}
+    return YamlFile(name, named, lines, _references(OmegaConf.to_container(config, resolve=False), named))
 
 
 _ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([^,}\s]+)")
