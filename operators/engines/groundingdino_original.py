@@ -145,42 +145,35 @@ _BUILDING = threading.Lock()
 
 @contextmanager
 def _language_model(module: Any, card: ModelCard, tokenizer: Any) -> Iterator[None]:
-    """Inside, the authors' constructor finds the card's BERT and tokenizer where it would download them."""
+    """Inside, the authors' constructor finds the card's BERT and tokenizer where it would download them.
+
+    Their wrapper of BERT, which calls what transformers keeps to itself and changes, is left out.
+    """
     bert = _bert(card.section("config", Config).bert)
-    given = SimpleNamespace(get_tokenlizer=lambda name: tokenizer, get_pretrained_language_model=lambda name: bert)
+    given = {
+        "get_tokenlizer": SimpleNamespace(
+            get_tokenlizer=lambda name: tokenizer, get_pretrained_language_model=lambda name: bert
+        ),
+        "BertModelWarper": lambda bert_model: bert_model,
+    }
     with _BUILDING:
-        found, module.get_tokenlizer = module.get_tokenlizer, given
+        found = {name: getattr(module, name) for name in given}
         try:
+            vars(module).update(given)
             yield
         finally:
-            module.get_tokenlizer = found
+            vars(module).update(found)
 
 
 def _bert(sizes: dict[str, Any]) -> Any:
-    """BERT as the authors' code calls it: with three methods that transformers 5 took away."""
-    import torch
+    """BERT that takes what each token sees, bool (n, tokens, tokens), as its attention mask."""
     from transformers import BertConfig, BertModel
 
     class Bert(BertModel):
-        def get_extended_attention_mask(self, mask: torch.Tensor, *_: Any) -> torch.Tensor:
-            """From bool (n, tokens, tokens), what each token sees, to what is added to its attention (n, 1, …)."""
-            unseen = ~mask.bool().unsqueeze(1)
-            return torch.zeros_like(unseen, dtype=torch.float32).masked_fill(unseen, torch.finfo(torch.float32).min)
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **named: Any) -> Any:
+            return super().forward(input_ids, attention_mask.bool().unsqueeze(1), **named)
 
-        def invert_attention_mask(self, mask: torch.Tensor) -> torch.Tensor:
-            raise NotImplementedError("Grounding DINO's BERT is no decoder")
-
-        def get_head_mask(self, mask: None, layers: int) -> list[None]:
-            return [None] * layers
-
-    bert = Bert(BertConfig(**sizes))
-    bert.embeddings.register_forward_pre_hook(_without_past, with_kwargs=True)
-    return bert
-
-
-def _without_past(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The authors' code says that nothing came before (0), which transformers takes no more since 5.24."""
-    return args, {name: value for name, value in kwargs.items() if name != "past_key_values_length"}
+    return Bert(BertConfig(**sizes))
 
 
 def _with_shared(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

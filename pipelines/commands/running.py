@@ -60,6 +60,7 @@ def run(
     """
     from operators.columns import ContractError
     from operators.patience import Limits
+    from operators.secrets import hide
     from pipelines.config import load_pipeline
     from pipelines.outages import EXIT_UNDONE, undone_line
     from pipelines.run import Options
@@ -75,11 +76,11 @@ def run(
         summary = run_pipeline(loaded, options, reporter)
     except KeyboardInterrupt:
         reporter.close()
-        typer.echo(f"\nstopped; what was finished is kept. Go on with: {command_line(context)}", err=True)
+        typer.echo(f"\nstopped; what was finished is kept. Go on with: {hide(command_line(context))}", err=True)
         raise typer.Exit(130) from None
     except ContractError as error:
         reporter.close()
-        typer.echo(f"error: {error}\nThis is a mistake in the operator's code.", err=True)
+        typer.echo(f"error: {hide(str(error))}\nThis is a mistake in the operator's code.", err=True)
         raise typer.Exit(1) from error if verbose else None
     finally:
         reporter.close()

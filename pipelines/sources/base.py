@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from operators.secrets import hide
 from operators.wording import counted
 from pipelines.errors import UserError
 
@@ -137,7 +138,7 @@ class Source(ABC):
     def _report(self, problem: str) -> None:
         """Record a problem that belongs to no entry."""
         if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(valid_text(problem))
+            self.problems.append(valid_text(hide(problem)))
         else:
             self._unlisted += 1
 
@@ -188,7 +189,7 @@ def problem_text(problems: Iterable[str], limit: int = 50) -> str | None:
     if not distinct:
         return None
     rest = len(distinct) - limit
-    return valid_text("; ".join(distinct[:limit]) + (f"; and {rest} more" if rest > 0 else ""))
+    return valid_text(hide("; ".join(distinct[:limit])) + (f"; and {rest} more" if rest > 0 else ""))
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
