@@ -6,15 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from operators.applying.bisect import bisect, failed
+from operators.applying.results import ContractError, RowValue
 from operators.base import ImageOperator
-from operators.bisect import bisect, failed
-from operators.columns import ContractError, RowValue
 from operators.memory import free_memory
 from operators.patience import StopError, passes
 
 if TYPE_CHECKING:
-    from operators.apply import Worker
-    from operators.loading import ShardImages
+    from operators.applying.apply import Worker
+    from operators.applying.shard_images import ShardImages
 
 GIVE_UP_AFTER = 4
 """Calls in a row that fail for the moment, when a batch is split for the last time."""

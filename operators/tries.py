@@ -7,13 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from operators.columns import ContractError
+from operators.applying.results import ContractError
 from operators.memory import free_memory
 from operators.moment import kind_of
 from operators.patience import Patience, StopError, passes
 
 if TYPE_CHECKING:
-    from operators.loading import ShardImages
+    from operators.applying.shard_images import ShardImages
 
 
 class Tries:
@@ -34,7 +34,7 @@ class Tries:
         """What an action gives, or the exception that is its row's.
 
         Raises:
-            ContractError, StopError, RuntimeError: What is no row's: see `operators.bisect.bisect`.
+            ContractError, StopError, RuntimeError: What is no row's: see `operators.applying.bisect.bisect`.
         """
         try:
             try:
