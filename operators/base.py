@@ -108,10 +108,13 @@ class Needs:
     Attributes:
         gpu: Whether the step runs faster on a GPU.
         memory_gb: Memory of the loaded model with a working batch: of the GPU if it runs there, else of the host.
+        seconds: What an image costs one core where the step runs on a CPU, decoding left out, about; None for what
+            is usual for its kind. CPUs are shared by it.
     """
 
     gpu: bool = False
     memory_gb: float = 0.0
+    seconds: float | None = None
 
 
 class Operator(ABC):

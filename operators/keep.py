@@ -11,6 +11,7 @@ import pyarrow as pa
 from operators.base import KEPT, Decision, OperatorError, OperatorParams, RowError, TableOperator, TableResult
 from operators.expressions import ExpressionError, Part, parse
 from operators.row_queries import bind, describe, plain, select
+from operators.wording import counted
 
 _KEPT = -1
 _OUTCOME = '"outcome of keep"'
@@ -147,7 +148,7 @@ def _show(scalar: pa.Scalar) -> str:
     if isinstance(value, float):
         return f"= {_number(scalar)!r}"
     if isinstance(value, list):
-        return f"has {len(value)} items"
+        return f"has {counted(len(value), 'item')}"
     text = repr(value) if isinstance(value, str) else str(value)
     return f"= {text if len(text) <= _LONGEST else text[: _LONGEST - 1] + '…'}"
 

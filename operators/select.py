@@ -15,6 +15,7 @@ from operators.base import KEPT, Decision, OperatorError, OperatorParams, RowErr
 from operators.boxes import contained, suppress
 from operators.ontology import Ontology
 from operators.schemas import DETECTIONS
+from operators.wording import counted
 
 DEFAULT = "default"
 _SCORE = 0.3
@@ -150,7 +151,7 @@ class Select(TableOperator):
         if params.containment is not None:
             counts = contained(found.boxes[left], found.codes[left], params.containment)
             for position in np.flatnonzero(counts >= _SEVERAL).tolist():
-                reasons[left[position]] = f"contains {counts[position]} other boxes of its class"
+                reasons[left[position]] = f"contains {counted(int(counts[position]), 'other box')} of its class"
             left = left[counts < _SEVERAL]
         if params.across is not None:
             left = found.suppress(left, params.across, reasons, within=False)

@@ -15,6 +15,7 @@ from operators.measures.curves import Curve, Event
 from operators.measures.detections import match
 from operators.schemas import SIDES
 from operators.select import DEFAULT, Select
+from operators.wording import counted
 from pipelines.errors import UserError
 from pipelines.evaluate_labels import as_label, judged_classes, judged_objects, precision_averages, shares
 from pipelines.export_columns import labels_column
@@ -168,7 +169,7 @@ def _events(there: list[Label], found: list[Label], gone_below: np.ndarray) -> l
 def choose(curve: Curve, precision: float | None) -> Choice:
     """The score of one class that maximises F1, or the lowest one that reaches a precision."""
     if curve.objects < LEAST:
-        return Choice(None, f"{curve.objects} objects are too few, there must be {LEAST}")
+        return Choice(None, f"{counted(curve.objects, 'object is', 'objects are')} too few, there must be {LEAST}")
     if precision is None:
         place = curve.best()
         return Choice(None, "no detection is right") if place is None else Choice(curve.between(place))

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from operators.wording import counted
 from pipelines.errors import UserError
 
 Figures = dict[str, Any]
@@ -19,7 +20,7 @@ def fragment(found: Figures, run: str, truth: str, fusion: Figures | None = None
     """
     aim = "maximises F1" if found["precision"] is None else f"is the lowest with a precision of {found['precision']:g}"
     lines = [
-        f"# For each class the score that {aim}, on the {found['images']} images of {_line(run)} that",
+        f"# For each class the score that {aim}, on the {counted(found['images'], 'image')} of {_line(run)} that",
         f"# {_line(truth)} knows, at an IoU of 0.5. Goes below `select:`, for step {found['step']}.",
         f"# Together: {_told(found['after'])};",
         f"# before:   {_told(found['before'])}.",
@@ -84,7 +85,7 @@ def _line(text: str) -> str:
 def _told(each: Figures) -> str:
     figures = ", ".join(f"{name} {_number(each[key])}" for name, key in
                         (("F1", "f1"), ("precision", "precision"), ("recall", "recall")))  # fmt: skip
-    return f"{figures}; {each['objects']} objects, {each['labels']} labels"
+    return f"{figures}; {counted(each['objects'], 'object')}, {counted(each['labels'], 'label')}"
 
 
 def _brief(each: Figures) -> str:

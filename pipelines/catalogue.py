@@ -14,6 +14,7 @@ from rich.table import Table
 
 from operators.base import DatasetOperator, ImageOperator, Operator, OperatorParams
 from operators.registry import UnknownOperator, find, names
+from operators.wording import counted
 from pipelines.errors import UserError
 
 
@@ -246,10 +247,10 @@ def draw_world(out: Path, images: int, seed: int, console: Console) -> dict[str,
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another directory")
     with Progress(console=console) as progress:
-        task = progress.add_task(f"drawing {images:,} images", total=images)
+        task = progress.add_task(f"drawing {counted(images, 'image')}", total=images)
         summary = write_world(out, images, seed, progress=lambda done, _: progress.update(task, completed=done))
     things = (f"{getattr(summary, name):,} {name}" for name in ("objects", "words", "faces", "signs"))
-    console.print(f"{summary.images:,} images with {', '.join(things)}")
+    console.print(f"{counted(summary.images, 'image')} with {', '.join(things)}")
     for name in ("duplicates", "defects"):
         kinds = getattr(summary, name)
         counts = ", ".join(f"{number:,} {kind}" for kind, number in kinds.items() if number)

@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from typing import Any
 
 import pyarrow as pa
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from operators.wording import counted
 from pipelines.config import Pipeline, build_pipeline
 from pipelines.errors import UserError, nearest
 from pipelines.layout import Layout
-from pipelines.placement import place, segments
-from pipelines.run import PIPELINE_FILE, SUMMARY_FILE, Options, open_output, resources_here, state_of
+from pipelines.placement import Pool, place, segments
+from pipelines.resources import parse_resources, resources_here, stated_gpu_memory
+from pipelines.run import PIPELINE_FILE, SUMMARY_FILE, open_output, state_of
 from pipelines.shards import known_shards, read_shard, take_in
 from pipelines.sources import open_source
 from pipelines.store import Store
 from pipelines.terminal import outcome_line
-from pipelines.yaml_file import YamlFile
+from pipelines.yaml_file import parse_yaml
 
 
-def plan_of(pipeline: Pipeline, workers: int | None) -> dict[str, Any]:
-    """What a run on this machine would do, as plain values. Lists the source; computes and writes nothing."""
+def plan_of(
+    pipeline: Pipeline, workers: int | None, resources: str | None = None, gpu_memory_gb: float | None = None
+) -> dict[str, Any]:
+    """What a run would do, as plain values. Lists the source; computes and writes nothing.
+
+    Args:
+        pipeline: Which.
+        workers: Upper bound of the workers of a pool.
+        resources: A cluster in words that it would run on (see `parse_resources`); None for this machine.
+        gpu_memory_gb: Of one GPU; None for what the words or the GPU say.
+
+    Raises:
+        UserError: The words are not those of a cluster, or the cluster cannot do it.
+    """
+    stated = stated_gpu_memory(gpu_memory_gb)
+    there = parse_resources(resources, stated) if resources else resources_here(workers, stated)
     store = open_output(pipeline)
     intake = take_in(open_source(pipeline.settings.source), store, pipeline.settings.shard_size, write=False)
     layout = Layout.of(store, pipeline.steps)
-    resources = resources_here(Options(workers=workers))
     steps = []
     for step in pipeline.steps:
         done = len(layout.done(step.position) & intake.shards.keys())
@@ -51,14 +66,19 @@ def plan_of(pipeline: Pipeline, workers: int | None) -> dict[str, Any]:
         if segment[0].is_dataset:
             stages.append({"steps": [segment[0].name], "workers": 1, "on": "all shards at once"})
             continue
-        phases = place(segment, resources, workers)
+        shards = len(intake.shards) - min(steps[step.position]["done"] for step in segment)
+        # A cluster that is not here is looked at with more images in mind than are here.
+        phases = place(segment, there, workers, None if resources else shards)
         for number, phase in enumerate(phases):
             for pool in phase.pools:
                 stages.append(
                     {
                         "steps": [pipeline.steps[position].name for position in pool.positions],
                         "workers": pool.workers,
-                        "on": f"{pool.gpus:g} GPU each" if pool.gpus else f"{pool.cpus:g} CPU each",
+                        "on": _of_one(pool),
+                        "cpus": pool.cpus,
+                        "gpus": pool.gpus,
+                        "shards": shards,
                         "phase": number + 1 if len(phases) > 1 else None,
                     }
                 )
@@ -68,7 +88,14 @@ def plan_of(pipeline: Pipeline, workers: int | None) -> dict[str, Any]:
         "images": intake.images,
         "new_images": intake.added,
         "shards": len(intake.shards),
-        "resources": {"cpus": resources.cpus, "gpus": resources.gpus, "memory_gb": round(resources.memory_gb, 1)},
+        "resources": {
+            "of": resources or "this machine",
+            "nodes": len(there.machines),
+            "cpus": there.cpus,
+            "gpus": there.gpus,
+            "gpu_memory_gb": round(there.gpu_memory_gb, 1),
+            "memory_gb": round(there.memory_gb, 1) if math.isfinite(there.memory_gb) else None,
+        },
         "steps": steps,
         "stages": stages,
         "exports": [export.name for export in pipeline.exports],
@@ -78,7 +105,7 @@ def plan_of(pipeline: Pipeline, workers: int | None) -> dict[str, Any]:
 def print_plan(planned: dict[str, Any], console: Console) -> None:
     """Print `plan_of`."""
     new = f", {planned['new_images']:,} new" if 0 < planned["new_images"] < planned["images"] else ""
-    size = f"{planned['images']:,} images{new} in {planned['shards']:,} shards"
+    size = f"{counted(planned['images'], 'image')}{new} in {counted(planned['shards'], 'shard')}"
     console.print(f"{planned['pipeline']}: {size} → {escape(planned['output'])}")
     table = Table(box=None, pad_edge=False)
     for header in ("step", "done", "reads", "writes"):
@@ -90,15 +117,37 @@ def print_plan(planned: dict[str, Any], console: Console) -> None:
     console.print(table)
     if not planned["stages"]:
         console.print("every step is done for every shard; a run computes nothing")
-    here = planned["resources"]
-    gpus = f", {here['gpus']:g} GPUs" if here["gpus"] else ""
     if planned["stages"]:
-        console.print(f"\nplacement on this machine ({here['cpus']:g} CPUs{gpus}, {here['memory_gb']} GB free)")
+        console.print(f"\nplacement on {_in_words(planned['resources'])}")
     for stage in planned["stages"]:
         phase = f"phase {stage['phase']}  " if stage.get("phase") else ""
-        workers = f"{stage['workers']} worker{'s' if stage['workers'] > 1 else ''}"
+        workers = counted(stage["workers"], "worker")
         console.print(f"  {phase}{workers}, {stage['on']}: {', '.join(stage['steps'])}")
+    idle = [stage for stage in planned["stages"] if stage["workers"] > stage.get("shards", math.inf)]
+    if idle:
+        shards = max(stage["shards"] for stage in idle)
+        console.print(f"  with {counted(shards, 'shard')} to do a run starts no more workers than that")
     console.print(f"exports: {', '.join(planned['exports']) or 'none'}")
+
+
+def _of_one(pool: Pool) -> str:
+    """What one worker has: ``2 CPUs and 1/8 GPU each``."""
+    cpus = counted(int(pool.cpus), "CPU")
+    if not pool.gpus:
+        return f"{cpus} each"
+    return f"{cpus} and {'a' if pool.gpus == 1 else f'1/{round(1 / pool.gpus)}'} GPU each"
+
+
+def _in_words(there: dict[str, Any]) -> str:
+    """``100 nodes (12,800 CPUs, 800 GPUs of 80 GB)``."""
+    parts = [counted(int(there["cpus"]), "CPU")]
+    if there["gpus"]:
+        memory = f" of {there['gpu_memory_gb']:g} GB" if there["gpu_memory_gb"] else ""
+        parts.append(counted(int(there["gpus"]), "GPU") + memory)
+    here = there["of"] == "this machine"
+    if there["memory_gb"] is not None:
+        parts.append(f"{there['memory_gb']:g} GB free" if here else f"{there['memory_gb']:,g} GB of memory")
+    return f"{there['of'] if here else counted(there['nodes'], 'node')} ({', '.join(parts)})"
 
 
 def _few(names: list[str]) -> str:
@@ -108,8 +157,8 @@ def _few(names: list[str]) -> str:
 def reopen(folder: str) -> tuple[Pipeline, Layout, dict[int, int]]:
     """The pipeline of a run, as it was run last."""
     store = Store(folder)
-    document = yaml.safe_load(store.read(PIPELINE_FILE))
-    pipeline = build_pipeline(YamlFile(store.address(PIPELINE_FILE), document, {}))
+    text = store.read(PIPELINE_FILE).decode()
+    pipeline = build_pipeline(parse_yaml(store.address(PIPELINE_FILE), text, keys_may_lack=True))
     return pipeline, Layout.of(store, pipeline.steps), known_shards(store)
 
 
@@ -138,7 +187,9 @@ def status_of(folder: str) -> dict[str, Any]:
 def print_status(found: dict[str, Any], console: Console) -> None:
     """Print `status_of`."""
     state = "complete" if found["complete"] and found["summary_is_current"] else "not finished"
-    console.print(f"{escape(found['run'])}: {found['pipeline']}, {found['images']:,} images, {state}", soft_wrap=True)
+    console.print(
+        f"{escape(found['run'])}: {found['pipeline']}, {counted(found['images'], 'image')}, {state}", soft_wrap=True
+    )
     current = found["summary"] if found["summary_is_current"] else None
     sums = {row["step"]: row for row in (current or {}).get("steps", [])}
     table = Table(box=None, pad_edge=False)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from operators.wording import counted
+
 if TYPE_CHECKING:
     from pipelines.sources.spec import Kind
 
@@ -31,7 +33,7 @@ class Found:
         """The number in words."""
         if self.images is None:
             return None
-        return f"more than {COUNTED:,} images" if self.images > COUNTED else f"{self.images:,} images"
+        return f"more than {COUNTED:,} images" if self.images > COUNTED else counted(self.images, "image")
 
 
 def look(source: str, kind: Kind) -> Found:

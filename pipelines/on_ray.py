@@ -10,32 +10,33 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import sys
+import threading
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from operators.base import Needs
 from operators.columns import ContractError
 from operators.registry import is_built_in
 from pipelines.dataset_steps import run_dataset_step
 from pipelines.errors import UserError
 from pipelines.layout import Layout
-from pipelines.placement import Phase, Pool, Resources
-from pipelines.ray_news import collected
+from pipelines.placement import Phase
+from pipelines.ray_news import Teller, Watch, collected
 from pipelines.ray_tasks import RETRIES, RayTasks
 from pipelines.receipts import OnNews
 from pipelines.sources import Fetcher
+from pipelines.spread import Pool
 from pipelines.steps import Step
 from pipelines.work import ShardWorker, use_threads
-
-NO_PROGRESS_SECONDS = 600
-"""Ray Data gives up when no task has finished for so long, rather than hang."""
 
 
 @contextmanager
@@ -109,24 +110,6 @@ def _no_stderr(quiet: bool) -> Iterator[None]:
         os.close(nowhere)
 
 
-def cluster_resources(steps: Sequence[Step]) -> Resources:
-    """What the connected cluster has. Asks a GPU for its memory only when some step could use one."""
-    import ray
-
-    total = ray.cluster_resources()
-    gpus = float(total.get("GPU", 0))
-    gpu_memory = 0.0
-    if gpus and any(step.operator.needs().gpu for step in steps):
-        gpu_memory = float(ray.get(ray.remote(num_gpus=0.01, num_cpus=0)(_gpu_memory_gb).remote()))
-    return Resources(float(total.get("CPU", 0)), gpus, gpu_memory, float(total.get("memory", 0)) / 1e9)
-
-
-def _gpu_memory_gb() -> float:
-    import torch
-
-    return float(torch.cuda.get_device_properties(0).total_memory) / 1e9
-
-
 def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetcher, on_news: OnNews) -> None:
     """Run the pools of a phase over shards, as one Ray Data execution.
 
@@ -137,7 +120,7 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     _ship_user_code(layout.steps)
-    with collected(on_news) as progress:
+    with collected(on_news, sum(pool.workers for pool in phase.pools)) as watch:
         items = [{"shard": shard} for shard in shards]
         dataset: Any = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
         for pool in phase.pools:
@@ -146,28 +129,59 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
             if len(phase.pools) == 1 and _holds_nothing(layout, pool):
                 how = {
                     "fn": _do,
-                    "fn_args": (uuid.uuid4().hex, layout, pool, fetch, progress),
+                    "fn_args": (uuid.uuid4().hex, layout, pool, fetch, watch.teller()),
                     "compute": TaskPoolStrategy(size),
                     "max_retries": RETRIES,
                 }
             else:
                 how = {
-                    "fn": _PoolWorker,
-                    "fn_constructor_args": (layout, pool, fetch, progress),
+                    "fn": _ModelWorker,
+                    "fn_constructor_args": (layout, pool, fetch, watch.teller()),
                     "compute": ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-                    "ray_remote_args_fn": _retries,
+                    "ray_remote_args_fn": _Actors(pool),
                 }
             with warnings.catch_warnings():
                 # Ray 2.60 has no other way to bound retries and warns of this one.
                 warnings.simplefilter("ignore", DeprecationWarning)
+                # A block is one shard: a batch of one row is all of it, and what Ray asks for beside a GPU.
                 dataset = dataset.map_batches(
-                    **how, batch_size=None, batch_format="pyarrow", num_cpus=pool.cpus, num_gpus=pool.gpus or None
+                    **how,
+                    batch_size=1,
+                    batch_format="pyarrow",
+                    num_cpus=pool.cpus,
+                    num_gpus=pool.gpus or None,
+                    memory=pool.memory_gb * 1e9,
                 )
+        blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        _wait_for(lambda: deque(blocks, maxlen=0), watch)
+
+
+def _wait_for(work: Callable[[], Any], watch: Watch) -> None:
+    """Do something that ends when workers are done, unless it is seen that none works any more.
+
+    Raises:
+        ContractError, UserError: What a worker raised, as it raised it; or that the run stands still.
+    """
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def run() -> None:
         try:
-            for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                pass
-        except Exception as error:
+            work()
+            ended.put(None)
+        except BaseException as error:
+            ended.put(error)
+
+    # Ray's own calls wait without an end, and nothing but another thread can leave them.
+    threading.Thread(target=run, name="ray", daemon=True).start()
+    while True:
+        try:
+            error = ended.get(timeout=0.5)
+        except queue.Empty:
+            watch.check()
+            continue
+        if error is not None:
             raise _cause(error) from None
+        return
 
 
 def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_news: OnNews) -> None:
@@ -175,22 +189,18 @@ def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_news: OnNe
     import ray
 
     _ship_user_code(layout.steps)
-    with collected(on_news) as progress:
+    with collected(on_news) as watch:
+        teller_here = watch.teller()
 
         def work() -> None:
             use_threads(_cpus_of_this_node())
-            run_dataset_step(
-                layout,
-                step,
-                shards,
-                lambda news: progress.add.remote(news),
-                lambda folder: RayTasks(folder, step.operator.needs().gpu),
-            )
+            teller = teller_here()
+            with teller.at_work(waits=True):
+                run_dataset_step(
+                    layout, step, shards, teller.tell, lambda folder: RayTasks(folder, step.operator.needs().gpu)
+                )
 
-        try:
-            ray.get(ray.remote(num_cpus=1, max_retries=RETRIES)(work).remote())
-        except Exception as error:
-            raise _cause(error) from None
+        _wait_for(lambda: ray.get(ray.remote(num_cpus=1, max_retries=RETRIES)(work).remote()), watch)
 
 
 def _cpus_of_this_node() -> int:
@@ -201,22 +211,42 @@ def _cpus_of_this_node() -> int:
     return max(1, int(next(found, 1)))
 
 
-def _retries() -> dict[str, int]:
-    return {"max_task_retries": RETRIES}
+class _Actors:
+    """Called before each worker of a pool is started: how, and on which node the plan has it."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._nodes = cycle([node for node, count in pool.nodes for _ in range(count)] or [""])
+
+    def __call__(self) -> dict[str, Any]:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        node = next(self._nodes)
+        where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)} if node else {}
+        return {"max_task_retries": RETRIES, **where}
 
 
 class _PoolWorker:
     """One worker of a pool: an actor that takes a block with one shard number and hands it on."""
 
-    def __init__(self, layout: Layout, pool: Pool, fetch: Fetcher, progress: Any) -> None:
+    def __init__(self, layout: Layout, pool: Pool, fetch: Fetcher, teller: Callable[[], Teller]) -> None:
         use_threads()
         self._worker = ShardWorker(layout, pool.positions, fetch, pool.threads)
-        self._progress = progress
+        self._teller = teller()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        for shard in block.column("shard").to_pylist():
-            self._worker.run(shard, lambda news: self._progress.add.remote(news))
+        with self._teller.at_work():
+            for shard in block.column("shard").to_pylist():
+                self._worker.run(shard, self._teller.tell)
         return block
+
+
+class _ModelWorker(_PoolWorker):
+    """A worker in a process of its own."""
+
+    def __init__(self, layout: Layout, pool: Pool, fetch: Fetcher, teller: Callable[[], Teller]) -> None:
+        if not pool.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves a worker without a GPU all that the machine has
+        super().__init__(layout, pool, fetch, teller)
 
 
 _tasks: dict[str, _PoolWorker] = {}
@@ -233,7 +263,8 @@ def _do(block: pa.Table, pool_id: str, *pool: Any) -> pa.Table:
 
 def _holds_nothing(layout: Layout, pool: Pool) -> bool:
     """Whether none of a pool's steps says that it needs memory or a GPU of its own."""
-    return all(layout.steps[position].operator.needs() == Needs() for position in pool.positions)
+    needs = [layout.steps[position].operator.needs() for position in pool.positions]
+    return not any(each.gpu or each.memory_gb for each in needs)
 
 
 def _ship_user_code(steps: Sequence[Step]) -> None:
@@ -271,7 +302,7 @@ def _quiet(verbose: bool) -> None:
     context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
     context.op_resource_reservation_enabled = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    context.execution_no_progress_timeout_s = -1  # `ray_news.Watch` sees more
     context.target_max_block_size = None
     context.raise_original_map_exception = True
     if not verbose:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from operators.wording import counted
 from pipelines.layout import Layout, active_rows
 from pipelines.shards import read_shard
 
@@ -82,7 +84,9 @@ def outcomes(layout: Layout, shards: dict[int, int]) -> Iterator[Outcome]:
             cache[step.position] = table
             tables.append(table)
             if table.num_rows != count:
-                raise SumsError(f"step {step.name!r} has {table.num_rows} rows in shard {shard}, which has {count}")
+                raise SumsError(
+                    f"step {step.name!r} has {counted(table.num_rows, 'row')} in shard {shard}, which has {count}"
+                )
             decisions = table.column("decision").to_pylist()
             seen = np.array([decision is not None for decision in decisions], dtype=bool)
             if not np.array_equal(seen, active_rows(layout, step, shard, count, cache)):
@@ -156,9 +160,10 @@ def summarise(layout: Layout, shards: dict[int, int]) -> dict[str, Any]:
                         *part.columns,
                     ]
                 )
-                for kind, reason in zip(part.column(0).to_pylist(), part.column(1).to_pylist(), strict=True):
+                for row, kind, reason in zip(told, part.column(0).to_pylist(), part.column(1).to_pylist(), strict=True):
                     if kind in ("dropped", "failed", "undone"):
-                        reasons[(step.name, kind, reason_kind(reason or ""))] += 1
+                        names = (rows.column("key")[row].as_py(), rows.column("uri")[row].as_py())
+                        reasons[(step.name, kind, reason_kind(kind, reason or "", *names))] += 1
             bad = [row for row, final in enumerate(outcome.final) if final == "failed"]
             where = pa.array(bad, pa.int64())
             quarantined.add(
@@ -176,26 +181,62 @@ def summarise(layout: Layout, shards: dict[int, int]) -> dict[str, Any]:
         "steps": steps,
         "reasons": [
             {"step": step, "decision": kind, "reason": reason, "images": number}
-            for (step, kind, reason), number in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:50]
+            for (step, kind, reason), number in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
         ],
     }
 
 
 def _check_sums(images: int, total: Counter[str], steps: list[dict[str, Any]]) -> None:
     if sum(total.values()) != images:
-        raise SumsError(f"the run has {images} images but outcomes for {sum(total.values())}")
+        raise SumsError(f"the run has {counted(images, 'image')} but outcomes for {sum(total.values())}")
     for sums in steps:
         parts = sum(sums[kind] for kind in KINDS)
         if sums["seen"] != parts:
-            raise SumsError(f"step {sums['step']!r} saw {sums['seen']} images but decided about {parts}")
+            raise SumsError(
+                f"step {sums['step']!r} saw {counted(int(sums['seen']), 'image')} but decided about {parts}"
+            )
 
 
-def reason_kind(reason: str) -> str:
-    """A reason without what differs from image to image, so that like ones are counted together."""
-    import re
+_NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.]*\w)")
+_CODE = re.compile(r"(?:answered|status|code|errno|error|exit)[\s:=\[(]*$", re.IGNORECASE)
+_SHOWN = re.compile(r"(.+? is (?:false|unknown)) \(.*\)$", re.DOTALL)
+"""A condition of `keep` that is not met, and the values behind it, which may hold brackets of their own."""
 
-    text = reason.partition(" (")[0].partition(": ")[0]
-    return re.sub(r"\d+(\.\d+)?", "…", text) if len(text) > 60 else text
+_QUOTED = re.compile(r"(?<=[\s(=:])(['\"])(?![\w.]{1,40}\1).*?\1")
+
+
+def reason_kind(decision: str, reason: str, *names: str) -> str:
+    """A reason without what differs from image to image, so that like ones are counted together.
+
+    What an image measures stands in brackets at the end of a reason (``sharpness >= 0.3 is false (sharpness 0.1)``),
+    and is left out. A condition is told whole: its numbers are the pipeline's. A failure is told by libraries too, so
+    numbers and quoted texts in it are those of one image, but for codes as in "the server answered 503".
+
+    Args:
+        decision: dropped, failed, …
+        reason: As the step gave it.
+        names: The image's key and uri.
+    """
+    for name in sorted(filter(None, names), key=len, reverse=True):
+        reason = reason.replace(name, "…")
+    shown = _SHOWN.match(reason)
+    text = shown[1] if shown else _without_brackets(reason)
+    if decision in ("failed", "undone"):
+        text = _QUOTED.sub("…", text)
+        text = _NUMBER.sub(lambda found: found[0] if _CODE.search(text[: found.start()]) else "…", text)
+    return text
+
+
+def _without_brackets(text: str) -> str:
+    """The text without the last pair of brackets, if it ends in one."""
+    if not text.endswith(")"):
+        return text
+    depth = 0
+    for place in range(len(text) - 1, 0, -1):
+        depth += (text[place] == ")") - (text[place] == "(")
+        if depth == 0:
+            return text[: place - 1] if text[place - 1] == " " else text
+    return text
 
 
 class _Table:

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from operators.wording import counted
+
 Figures = dict[str, Any]
 
 
@@ -34,12 +36,12 @@ def _bad_images(part: Figures) -> list[tuple[str, str]]:
 
 def _duplicates(part: Figures) -> list[tuple[str, str]]:
     kinds = ", ".join(f"{kind} {hits['found']} of {hits['of']}" for kind, hits in part["recall_by_kind"].items())
-    pairs = f"{part['pairs_found']} pairs found, {part['pairs_right']} of them right"
+    pairs = f"{counted(part['pairs_found'], 'pair')} found, {part['pairs_right']} of them right"
     return [("duplicates", f"{pairs}; {kinds}" if kinds else pairs)]
 
 
 def _labels(part: Figures) -> list[tuple[str, str]]:
-    counts = f"{part['labels']} for {part['objects']} objects in {part['images']} images"
+    counts = f"{part['labels']:,} for {counted(part['objects'], 'object')} in {counted(part['images'], 'image')}"
     rows = [
         ("labels", f"{counts}: {_share(part, 'precision')}, {_share(part, 'recall')} at IoU 0.5"),
         ("", f"{_averages(part)} of these labels, average recall {_number(part['average_recall'])}"),
@@ -66,7 +68,7 @@ def _class(each: Figures) -> str:
 
 def _verification(part: Figures) -> list[tuple[str, str]]:
     before, after = part["before"], part["after"]
-    let_go = f"{before['labels'] - after['labels']} of {before['labels']} labels below an agreement of"
+    let_go = f"{before['labels'] - after['labels']} of {counted(before['labels'], 'label')} below an agreement of"
     changes = f"precision gained {_number(part['precision_gained'])}, recall lost {_number(part['recall_lost'])}"
     told = f"{_share(after, 'precision')}, {_share(after, 'recall')}"
     return [(part["step"], f"{let_go} {part['agreement']:g}: {changes}; left: {told}")]
@@ -83,14 +85,15 @@ def _calibration(part: Figures) -> list[tuple[str, str]]:
     rows = [("scores", f"{aim}, written to {part['file']}, for step {part['step']}")]
     for name in ("before", "after"):
         shares = ", ".join(_share(part[name], share) for share in ("f1", "precision", "recall"))
-        rows.append((name, f"{shares}; {part[name]['labels']} labels"))
+        rows.append((name, f"{shares}; {counted(part[name]['labels'], 'label')}"))
     for name, each in part["classes"].items():
         if each["reason"]:
             rows.append((name, f"keeps {each['was']:g}: {each['reason']}"))
         else:
             f1 = f"f1 {_number(each['before']['f1'])} → {_number(each['after']['f1'])}"
+            number = counted(each["after"]["labels"], "label")
             rows.append((name, f"{each['score']:g}, was {each['was']:g}: {f1}, {_share(each['after'], 'precision')}, "
-                         f"{_share(each['after'], 'recall')}; {each['after']['labels']} labels"))  # fmt: skip
+                         f"{_share(each['after'], 'recall')}; {number}"))  # fmt: skip
     return rows
 
 
@@ -100,12 +103,13 @@ def _fusion(part: Figures) -> list[tuple[str, str]]:
         platt = (
             "too little to go by" if each["slope"] is None else f"slope {each['slope']}, intercept {each['intercept']}"
         )
-        rows.append((name, f"{platt}: {each['right']} of {each['labels']} detections are right"))
+        rows.append((name, f"{platt}: {each['right']} of {counted(each['labels'], 'detection')} are right"))
     return rows
 
 
 def _words(part: Figures) -> list[tuple[str, str]]:
-    found = f"{part['words']} in {part['images']} images: {_share(part, 'precision')}, {_share(part, 'recall')}"
+    number = counted(part["images"], "image")
+    found = f"{part['words']:,} in {number}: {_share(part, 'precision')}, {_share(part, 'recall')}"
     return [("words", f"{found}, character error rate {_number(part['character_error_rate'])}")]
 
 

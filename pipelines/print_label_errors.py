@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from operators.wording import counted
+
 
 def print_label_errors(found: dict[str, Any], console: Console) -> None:
     """Print `pipelines.label_errors.list_label_errors`, with the address of its contact sheet if it has one."""
@@ -38,6 +40,5 @@ def headline(found: dict[str, Any]) -> str:
     total = sum(found["counts"].values())
     kinds = f" of kind {', '.join(found['kinds'])}" if found["kinds"] else ""
     said = f": {counts}" if counts and not found["kinds"] else ""
-    return (
-        f"{total:,} label errors{kinds} with a score of {found['least']:g} or more in {found['images']:,} images{said}"
-    )
+    number = counted(total, "label error")
+    return f"{number}{kinds} with a score of {found['least']:g} or more in {counted(found['images'], 'image')}{said}"

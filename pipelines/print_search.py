@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from operators.wording import counted
+
 
 def print_search(found: dict[str, Any], console: Console) -> None:
     """Print `pipelines.search.search_run`, with the address of its contact sheet."""
@@ -33,9 +35,11 @@ def describe_index(found: dict[str, Any]) -> list[str]:
     index = found["index"]
     model = f" ({found['model']})" if found["model"] else ""
     only = "" if found["everything"] else ", kept images only"
-    lines = [f"searched {index['vectors']:,} vectors of step {found['step']}{model}{only}"]
+    lines = [f"searched {counted(index['vectors'], 'vector')} of step {found['step']}{model}{only}"]
     if index["recall"] is not None:
         lines.append(f"the index is approximate: it finds {index['recall']:.1%} of the ten nearest, as measured")
     if index["shards"] < index["shards_of_run"]:
-        lines.append(f"the run goes on: {index['shards']} of {index['shards_of_run']} shards have vectors so far")
+        lines.append(
+            f"the run goes on: {index['shards']} of {counted(index['shards_of_run'], 'shard')} have vectors so far"
+        )
     return lines

@@ -19,7 +19,7 @@ from pipelines.errors import UserError
 from pipelines.export_run import export_all, labels_column
 from pipelines.layout import Layout, column_of
 from pipelines.outcomes import summarise, write_json
-from pipelines.placement import Phase, Resources, place, segments
+from pipelines.placement import Phase, place, segments
 from pipelines.receipts import News, OnNews, Receipt
 from pipelines.shards import Intake, take_in
 from pipelines.sources import Fetcher, Source, open_source
@@ -50,6 +50,7 @@ class Options:
         address: Of a Ray cluster; None for a local one.
         verbose: Let Ray's own messages through.
         report: Write ``report.html`` at the end, unless the one that is there shows the same results.
+        gpu_memory_gb: Of one GPU, where it cannot be asked or is shared; None to ask it.
     """
 
     inline: bool = False
@@ -57,6 +58,7 @@ class Options:
     address: str | None = None
     verbose: bool = False
     report: bool = False
+    gpu_memory_gb: float | None = None
 
 
 def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, Any]:
@@ -127,13 +129,13 @@ def _run_segment(
 
         run_segment(layout, segment, shards, everything, fetch, on_news)
         return
-    from pipelines import on_ray
+    from pipelines import on_ray, ray_resources
 
-    resources = on_ray.cluster_resources(segment)
     if segment[0].is_dataset:
         on_ray.run_barrier(layout, segment[0], everything, on_news)
         return
-    phases = place(segment, resources, options.workers)
+    resources = ray_resources.cluster_resources(segment, options.gpu_memory_gb)
+    phases = place(segment, resources, options.workers, len(shards))
     reporter.placed(segment, phases)
     for phase in phases:
         on_ray.run_phase(layout, phase, shards, fetch, on_news)
@@ -177,8 +179,12 @@ def open_output(pipeline: Pipeline) -> Store:
 
 
 def identity(document: dict[str, Any]) -> dict[str, Any]:
-    """What makes a pipeline the same one after its steps were changed."""
-    return {key: json.loads(json.dumps(document.get(key))) for key in ("name", "source")}
+    """What makes a pipeline the same one after its steps, or the keys to its source, were changed."""
+    source = document.get("source")
+    if isinstance(source, dict):
+        source = {key: value for key, value in source.items() if key != "storage_options"}
+    found: dict[str, Any] = json.loads(json.dumps({"name": document.get("name"), "source": source}))
+    return found
 
 
 def write_pipeline(pipeline: Pipeline, store: Store) -> None:
@@ -257,25 +263,3 @@ class _Events:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-
-
-def resources_here(options: Options) -> Resources:
-    """What a local run would have, read without starting Ray."""
-    import psutil
-
-    cpus = float(options.workers or len(psutil.Process().cpu_affinity()))
-    return Resources(cpus, *_local_gpus(), memory_gb=psutil.virtual_memory().available / 1e9)
-
-
-def _local_gpus() -> tuple[float, float]:
-    """Number of GPUs and memory of the smallest in GB. Imports torch only where a driver is installed."""
-    import shutil
-
-    if shutil.which("nvidia-smi") is None:
-        return 0.0, 0.0
-    import torch
-
-    count = torch.cuda.device_count()
-    if not count:
-        return 0.0, 0.0
-    return float(count), min(torch.cuda.get_device_properties(i).total_memory for i in range(count)) / 1e9

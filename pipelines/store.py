@@ -7,7 +7,7 @@ import os
 import posixpath
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any, cast
 
 import pyarrow as pa
@@ -117,21 +117,26 @@ class Store:
     def locked(self) -> Iterator[None]:
         """Hold the directory for one driver. The lock ends with the process, however that ends. Local only.
 
+        Nothing of it stays: neither the lock's file nor, where nothing was written, a directory that was not there.
+
         Raises:
             UserError: Another process holds it.
         """
         if not self.is_local or os.name != "posix":
             yield
             return
-        import fcntl
-
-        os.makedirs(self.path(), exist_ok=True)
-        with open(os.path.join(self.path(), LOCK), "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another run is at work in {self.address()}; wait for it, or stop it") from None
-            yield
+        made = _not_there(self.path())
+        path = os.path.join(self.path(), LOCK)
+        try:
+            with _lock(path, self.address()):
+                try:
+                    yield
+                finally:
+                    os.unlink(path)
+        finally:
+            for folder in made:  # not if something is in it
+                with suppress(OSError):
+                    os.rmdir(folder)
 
     def clean(self) -> None:
         """Remove temporary files and folders that a killed run left behind."""
@@ -146,6 +151,37 @@ class Store:
             for name in files:
                 if name.startswith(TEMPORARY):
                     os.unlink(os.path.join(folder, name))
+
+
+def _not_there(path: str) -> list[str]:
+    """A folder and those above it that are not there, the innermost first."""
+    made = []
+    while path and not os.path.isdir(path):
+        made.append(path)
+        path = os.path.dirname(path)
+    return made
+
+
+@contextmanager
+def _lock(path: str, address: str) -> Iterator[None]:
+    """Hold a file's lock. One that another process removes between opening and locking is opened again."""
+    import fcntl
+
+    while True:
+        with suppress(FileExistsError):  # even so: whoever was the last in the folder may be removing it
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        with ExitStack() as held:
+            try:
+                file = held.enter_context(open(path, "ab"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mine = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+            except BlockingIOError:
+                raise UserError(f"another run is at work in {address}; wait for it, or stop it") from None
+            except FileNotFoundError:
+                continue
+            if mine:
+                yield
+                return
 
 
 class _Upload(io.BytesIO):

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from operators.wording import counted
 from pipelines.layout import Layout
 from pipelines.placement import Phase
 from pipelines.receipts import News, Partial, Receipt, Working
@@ -21,6 +22,9 @@ from pipelines.steps import Step
 
 PLAIN_SECONDS = 10.0
 """How often a plain line is printed for a step that is under way."""
+
+REASONS = 5
+"""Reasons that are printed at the end; `summary.json` has all."""
 
 
 @dataclass
@@ -64,7 +68,7 @@ class _Line:
         """For how long a dataset step has been at work."""
         if self.working is None:
             return ""
-        parts = f", {self.working.parts:,} parts done" if self.working.parts else ""
+        parts = f", {counted(self.working.parts, 'part')} done" if self.working.parts else ""
         return f"at work for {_duration(time.time() - self.working.began)}{parts}"
 
     def take(self, receipt: Receipt) -> None:
@@ -89,7 +93,7 @@ class TerminalReporter:
         self._lock = threading.Lock()
 
     def source_read(self, intake: Intake) -> None:
-        parts = [f"{intake.images:,} images in {len(intake.shards):,} shards"]
+        parts = [f"{counted(intake.images, 'image')} in {counted(len(intake.shards), 'shard')}"]
         if intake.added and intake.added != intake.images:
             parts.append(f"{intake.added:,} new")
         self.console.print(f"source  {', '.join(parts)}")
@@ -98,12 +102,19 @@ class TerminalReporter:
             kinds = ", ".join(f"{number:,} {suffix or 'without a suffix'}" for suffix, number in counts[:5])
             self.console.print(f"        passed over files that are no images: {escape(kinds)}", soft_wrap=True)
         if intake.problems:
-            self._warn(f"{len(intake.problems):,} entries of the source have a problem", intake.problems)
+            self._warn(
+                f"{counted(len(intake.problems), 'entry of the source has', 'entries of the source have')} a problem",
+                intake.problems,
+            )
         if intake.changed:
-            text = "images have changed since they were first read; their old results stand"
-            self._warn(f"{len(intake.changed):,} {text} (another output redoes them)", intake.changed)
+            changed = counted(len(intake.changed), "image has", "images have")
+            text = "changed since it was first read; its old results stand (another output redoes it)"
+            self._warn(f"{changed} {text}", intake.changed)
         if intake.gone:
-            self._warn(f"{len(intake.gone):,} images are no longer in the source; their results stand", intake.gone)
+            self._warn(
+                f"{counted(len(intake.gone), 'image is', 'images are')} no longer in the source; old results stand",
+                intake.gone,
+            )
 
     def _warn(self, text: str, examples: list[str]) -> None:
         self.console.print(f"[yellow]warning[/] {escape(text)}")
@@ -173,9 +184,12 @@ class TerminalReporter:
     def finished(self, summary: dict[str, Any], address: str) -> None:
         """Say what came out and where it is."""
         self.console.print(outcome_line(summary["images"], summary["outcome"]))
-        for reason in summary["reasons"][:5]:
+        for reason in summary["reasons"][:REASONS]:
             text = f"  {reason['images']:,} {reason['decision']} by {reason['step']}: {reason['reason']}"
             self.console.print(escape(text), overflow="ellipsis", no_wrap=True)
+        if len(summary["reasons"]) > REASONS:
+            more = counted(len(summary["reasons"]) - REASONS, "more reason")
+            self.console.print(f"  … and {more}, all in {escape(address)}/summary.json", soft_wrap=True)
         rows = [("run", address)]
         if "report" in summary:
             rows.append(("report", f"{address}/report.html"))
@@ -190,14 +204,14 @@ class TerminalReporter:
             labels = sum(export.get("annotations", {}).values())
             skipped = sum(export.get("skipped", {}).values())
             left_out = f", {skipped:,} left out as unwritable" if skipped else ""
-            self.console.print(f"{export['export']}: {images:,} images, {labels:,} labels{left_out}")
+            self.console.print(f"{export['export']}: {counted(images, 'image')}, {counted(labels, 'label')}{left_out}")
 
 
 def outcome_line(images: int, outcome: dict[str, int]) -> str:
     """``5,000 images = 4,210 kept + 700 dropped + 88 duplicate + 2 failed``."""
     kinds = ["kept", "dropped", "duplicate", "failed"] + ["undone"] * bool(outcome.get("undone"))
     parts = " + ".join(f"{outcome[kind]:,} {kind}" for kind in kinds)
-    return f"{images:,} images = {parts}"
+    return f"{counted(images, 'image')} = {parts}"
 
 
 def _duration(seconds: float) -> str:

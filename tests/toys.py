@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from operators.base import (
     DatasetOperator,
     Decision,
     ImageOperator,
+    Needs,
     OperatorError,
     OperatorParams,
     RowError,
@@ -72,6 +74,34 @@ class Brightness(ImageOperator):
                 {"brightness": value, "vector": (mean / 255).astype(np.float16), "tags": ["bright"] * (value > 128)}
             )
         return outputs
+
+
+class OnGpu(ImageOperator):
+    """Says that it needs a GPU, or memory of the host, and notes for every image where it was computed."""
+
+    class Params(OperatorParams):
+        batch: int = tuning(4)
+        gpu: bool = tuning(True)
+        memory_gb: float = 2.0
+        log: str = tuning("")
+        sleep: float = tuning(0.0)
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([("width", pa.int32())])
+
+    def needs(self) -> Needs:
+        return Needs(self.params.gpu, self.params.memory_gb)
+
+    def infer(self, items: list[Any]) -> list[dict[str, Any] | RowError]:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+        for _ in items:
+            time.sleep(self.params.sleep)
+            here = {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "pid": os.getpid(), "node": node}
+            with open(self.params.log, "a") as file:
+                file.write(json.dumps({**here, "step": self.params.memory_gb}) + "\n")
+        return [{"width": item.width} for item in items]
 
 
 class Wrong(ImageOperator):

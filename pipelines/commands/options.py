@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -68,6 +69,22 @@ Workers = Annotated[
 ]
 
 
+def _positive(value: float | None) -> float | None:
+    if value is not None and not 0 < value < float("inf"):
+        raise typer.BadParameter(f"must be the memory of one GPU in GB, a number above 0, but is {value:g}")
+    return value
+
+
+GpuMemory = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GB",
+        help="Memory of one GPU, where it cannot be asked or is shared (MIG); else LABELMILL_GPU_MEMORY_GB, or asked.",
+        callback=_positive,
+    ),
+]
+
+
 def _answering(context: typer.Context, value: str | None) -> str | None:
     """Refuse an address where nothing answers: Ray itself would try for ten minutes."""
     host, colon, port = (value or "").removeprefix("ray://").rpartition(":")
@@ -112,12 +129,13 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from operators.secrets import hide
         from pipelines.errors import UserError
 
         try:
             return command(*args, **kwargs)
         except UserError as error:
-            for line in str(error).splitlines():
+            for line in hide(str(error)).splitlines():
                 typer.secho(f"error: {line}", fg="red" if sys.stderr.isatty() else None, err=True)
             raise typer.Exit(2) from None
         except BrokenPipeError:
@@ -125,6 +143,33 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+def command_line(context: typer.Context) -> str:
+    """The command as it was called, quoted for a shell: what was given, options under their long names."""
+    words: list[str] = []
+    at = context
+    while at.parent is not None:
+        words.insert(0, str(at.info_name))
+        at = at.parent  # type: ignore[assignment,unused-ignore]
+    arguments: list[str] = []
+    options: list[str] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[name]
+        if parameter.param_type_name == "argument":
+            arguments += [str(each) for each in (value if parameter.nargs != 1 else [value])]
+        elif getattr(parameter, "is_flag", False):
+            options.append(max(parameter.opts if value else parameter.secondary_opts, key=len))
+        else:
+            option = max(parameter.opts, key=len)
+            options += [f"{option}={each}" for each in (value if getattr(parameter, "multiple", False) else [value])]
+    if any(argument.startswith("-") for argument in arguments):
+        return shlex.join(["labelmill", *words, *options, "--", *arguments])
+    return shlex.join(["labelmill", *words, *arguments, *options])
 
 
 def console(stderr: bool = False) -> Any:

@@ -9,16 +9,30 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import Address, AsJson, Overrides, PipelineFile, Workers, console, show, user_errors
+from operators.wording import counted
+from pipelines.commands.options import (
+    Address,
+    AsJson,
+    GpuMemory,
+    Overrides,
+    PipelineFile,
+    Workers,
+    command_line,
+    console,
+    show,
+    user_errors,
+)
 
 
 @user_errors
 def run(
+    context: typer.Context,
     pipeline: PipelineFile,
     set_: Overrides = None,
     inline: Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")] = False,
     workers: Workers = None,
     address: Address = None,
+    gpu_memory: GpuMemory = None,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="Show Ray's own messages and full tracebacks.")
     ] = False,
@@ -27,6 +41,7 @@ def run(
 ) -> None:
     """Run a pipeline: do whatever of it is not done yet."""
     from operators.columns import ContractError
+    from operators.secrets import hide
     from pipelines.config import load_pipeline
     from pipelines.run import Options
     from pipelines.run import run as run_pipeline
@@ -35,17 +50,15 @@ def run(
     loaded = load_pipeline(pipeline, set_)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
     reporter = TerminalReporter(console(stderr=as_json))
-    words = [pipeline, *(f"--set={item}" for item in set_ or [])]
-    again = f"labelmill run {shlex.join(words)}"
     try:
-        summary = run_pipeline(loaded, Options(inline, workers, address, verbose, report), reporter)
+        summary = run_pipeline(loaded, Options(inline, workers, address, verbose, report, gpu_memory), reporter)
     except KeyboardInterrupt:
         reporter.close()
-        typer.echo(f"\nstopped; what was finished is kept. Go on with: {again}", err=True)
+        typer.echo(f"\nstopped; what was finished is kept. Go on with: {hide(command_line(context))}", err=True)
         raise typer.Exit(130) from None
     except ContractError as error:
         reporter.close()
-        typer.echo(f"error: {error}\nThis is a mistake in the operator's code.", err=True)
+        typer.echo(f"error: {hide(str(error))}\nThis is a mistake in the operator's code.", err=True)
         raise typer.Exit(1) from error if verbose else None
     finally:
         reporter.close()
@@ -78,18 +91,31 @@ def check(pipeline: PipelineFile, set_: Overrides = None, as_json: AsJson = Fals
         found = {"pipeline": pipeline, "good": True, "steps": steps, "exports": exports, "output": output}
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        told = f"{len(steps)} steps, exports: {', '.join(exports) or 'none'}, output: {output}"
+        told = f"{counted(len(steps), 'step')}, exports: {', '.join(exports) or 'none'}, output: {output}"
         typer.echo(f"{pipeline}: good. {told}\nNext: labelmill run {shlex.quote(pipeline)}")
 
 
 @user_errors
-def plan(pipeline: PipelineFile, set_: Overrides = None, workers: Workers = None, as_json: AsJson = False) -> None:
+def plan(
+    pipeline: PipelineFile,
+    set_: Overrides = None,
+    workers: Workers = None,
+    resources: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORDS",
+            help="A cluster that is not here: 'nodes=100,cpus=128,gpus=8,gpu_memory=80' (of each node; memory too).",
+        ),
+    ] = None,
+    gpu_memory: GpuMemory = None,
+    as_json: AsJson = False,
+) -> None:
     """Show what a run would do, without running anything.
 
-    Tells each step, how much of it is done already, and how the rest is placed on this machine.
+    Tells each step, how much of it is done already, and how the rest is placed on this machine or on another cluster.
     """
     from pipelines.config import load_pipeline
     from pipelines.inspect_run import plan_of, print_plan
 
-    planned = plan_of(load_pipeline(pipeline, set_), workers)
+    planned = plan_of(load_pipeline(pipeline, set_), workers, resources, gpu_memory)
     show(planned, as_json, print_plan)

@@ -8,6 +8,7 @@ import tempfile
 from contextlib import ExitStack
 from typing import IO, Any, Literal
 
+from operators.wording import counted
 from pipelines.exports.base import ALL, Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
 from pipelines.exports.card import dataset_card, how_placed
 from pipelines.exports.files import Output
@@ -108,11 +109,13 @@ class Coco(Exporter):
                 paths.append(path)
         notes = tally.notes()
         if self.params.captions and uncaptioned:
-            notes.append(f"{uncaptioned} images have no caption and are not in the files of captions.")
+            number = counted(uncaptioned, "image has no caption and is", "images have no caption and are")
+            notes.append(f"{number} not in the files of captions.")
         with_mask = sum(map(sum, tally.annotations.values())) - tally.boxes_only
         if with_mask and tally.boxes_only:
+            number = counted(tally.boxes_only, "object has", "objects have")
             notes.append(
-                f"{tally.boxes_only} objects have no mask and an empty segmentation: evaluate boxes, or leave these "
+                f"{number} no mask and an empty segmentation: evaluate boxes, or leave these "
                 "objects out before evaluating masks, because COCOeval stops at an empty one."
             )
         out.write("README.md", dataset_card("Dataset in COCO format", tally, self._made(), notes, dataset.provenance))

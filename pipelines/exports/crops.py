@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from operators.wording import counted
 from pipelines.exports.base import Dataset, Exporter, ExportError, ExportImage, ExportSummary, Fetch
 from pipelines.exports.card import dataset_card
 from pipelines.exports.class_folders import class_folders
@@ -87,7 +88,9 @@ class Crops(Exporter):
                 out.folder(f"{split}{folder}")
         notes = tally.notes()
         if self.params.alpha and tally.boxes_only:
-            notes.append(f"{tally.boxes_only} objects have no mask; their alpha is that of their box.")
+            notes.append(
+                f"{counted(tally.boxes_only, 'object has', 'objects have')} no mask; the alpha is then that of the box."
+            )
         title = "Objects cut out of their images"
         out.write("README.md", dataset_card(title, tally, self._made(kind), notes, dataset.provenance))
         return tally.summary(notes, dataset.splits or ["."])

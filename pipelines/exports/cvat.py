@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from operators.wording import counted
 from pipelines.exports.base import ALL, Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
 from pipelines.exports.card import dataset_card, how_placed
 from pipelines.exports.files import Output
@@ -83,7 +84,7 @@ class Cvat(Exporter):
         out.write("labels.json", (json.dumps(labels_json, indent=2) + "\n").encode("ascii"))
         notes = tally.notes()
         if captions:
-            notes.append(f"{captions} images have a caption, for which CVAT has no place.")
+            notes.append(f"{counted(captions, 'image has', 'images have')} a caption, for which CVAT has no place.")
         made = [
             how_placed(self.params.images, "There are no image files here; names are paths below the source's root."),
             "Coordinates are pixels of the upright image, as CVAT shows it.",

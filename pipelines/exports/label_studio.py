@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 from urllib.parse import quote
 
+from operators.wording import counted
 from pipelines.exports.base import ALL, Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
 from pipelines.exports.card import dataset_card
 from pipelines.exports.files import Output, file_name
@@ -83,7 +84,8 @@ class LabelStudio(Exporter):
         )
         notes = tally.notes()
         if inside:
-            notes.append(f"{inside} images lie inside archives, which Label Studio cannot open: use images: copy.")
+            number = counted(inside, "image lies", "images lie")
+            notes.append(f"{number} inside archives, which Label Studio cannot open: use images: copy.")
         made = [
             self._files(),
             "Numbers are percent of the upright image, as Label Studio shows it. Image bytes are as they were.",

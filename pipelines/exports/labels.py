@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from operators.wording import counted
 from pipelines.exports.base import ALL, ExportError, ExportImage, ExportSummary
 from pipelines.exports.masks import Mask, MaskError, read_mask
 
@@ -189,10 +190,12 @@ class Tally:
         """What every format has to say about its labels."""
         notes = []
         if self.empty_masks:
-            notes.append(f"{self.empty_masks} objects have an empty mask and were written as objects without a mask.")
+            number = counted(self.empty_masks, "object has", "objects have")
+            notes.append(f"{number} an empty mask; written without a mask.")
         if self.crowds:
+            number = counted(self.crowds, "region", "regions")
             notes.append(
-                f"{self.crowds} regions to ignore (COCO's crowds) are left out, as the format has no place for them; "
+                f"{number} to ignore (COCO's crowds) left out, as the format has no place for them; "
                 "whoever trains on these images takes them for background."
             )
         if self.unsaid:

@@ -7,6 +7,7 @@ import posixpath
 from contextlib import ExitStack
 from xml.etree import ElementTree
 
+from operators.wording import counted
 from pipelines.exports.base import Dataset, Exporter, ExportImage, ExportParams, ExportSummary
 from pipelines.exports.card import dataset_card, how_placed
 from pipelines.exports.files import Output, file_name
@@ -66,10 +67,12 @@ class Voc(Exporter):
             out.folder(folder)
         notes = tally.notes()
         if masks:
-            notes.append(f"{masks} objects have a mask, which Pascal VOC annotations have no place for.")
+            number = counted(masks, "object has", "objects have")
+            notes.append(f"{number} a mask, which Pascal VOC annotations have no place for.")
         if others:
+            number = counted(others, "image is", "images are")
             notes.append(
-                f"{others} images are not JPEG; loaders that look for JPEGImages/*.jpg, as torchvision does, miss them."
+                f"{number} not JPEG; loaders that look for JPEGImages/*.jpg, as torchvision does, miss such images."
             )
         out.write(
             "README.md", dataset_card("Dataset in Pascal VOC format", tally, self._made(), notes, dataset.provenance)

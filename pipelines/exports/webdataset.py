@@ -91,7 +91,7 @@ class WebDataset(Exporter):
             "`category_id` counts from 1 in the order of `classes.txt`.",
         ]
         if counts["words"]:
-            made.append(f"There are {counts['words']} words.")
+            made.append(f"Words: {counts['words']:,}.")
         out.write("README.md", dataset_card("Dataset in WebDataset format", tally, made, notes, dataset.provenance))
         return tally.summary(notes, paths)
 

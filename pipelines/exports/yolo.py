@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
+from operators.wording import counted
 from pipelines.exports import yolo_lines
 from pipelines.exports.base import ALL, Dataset, Exporter, ExportError, ExportImage, ExportParams, ExportSummary
 from pipelines.exports.card import dataset_card, how_placed
@@ -106,9 +107,8 @@ class Yolo(Exporter):
         out.write("data.yaml", _data_yaml(tally.classes, present))
         notes = [*tally.notes(), *readable.notes()]
         if self.params.task == "obb" and tally.boxes_only:
-            notes.append(
-                f"{tally.boxes_only} objects have no mask; their rectangles are their boxes, which are upright."
-            )
+            number = counted(tally.boxes_only, "object has", "objects have")
+            notes.append(f"{number} no mask; the rectangle is then the box, which is upright.")
         if "train" in present and "val" not in present:
             notes.append("There is no val split: `val` in data.yaml is train, and measures nothing about new images.")
         elif "train" not in present:

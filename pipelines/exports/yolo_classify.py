@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from operators.wording import counted
 from pipelines.exports.base import Dataset, ExportSummary
 from pipelines.exports.card import dataset_card
 from pipelines.exports.class_folders import class_folders
@@ -50,7 +51,8 @@ def write_classes(dataset: Dataset, out: Output, mode: Literal["link", "copy"], 
         notes.append("There is no train split: the folders of train are empty, and training stops with an error.")
     renamed = [name for name, folder in folders.items() if name != folder]
     if renamed:
-        notes.append(f"{len(renamed)} classes have characters that no folder can have; these are percent-encoded.")
+        number = counted(len(renamed), "class has", "classes have")
+        notes.append(f"{number} characters that no folder can have; they are percent-encoded.")
     title = "Dataset in YOLO format for classification"
     out.write("README.md", dataset_card(title, tally, made, notes, dataset.provenance, counted="images with a class"))
     return tally.summary(notes, ["."])

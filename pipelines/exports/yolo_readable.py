@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from operators.wording import counted
 from pipelines.exports.base import ExportImage
 
 FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000"})
@@ -22,10 +23,10 @@ class Readable:
     def see(self, image: ExportImage) -> None:
         """Count an image if it will be passed over."""
         if image.format not in FORMATS:
-            self._unread[f"are {image.format}, which Ultralytics does not read"] += 1
+            self._unread[f"of the format {image.format}, which Ultralytics does not read"] += 1
         elif min(image.width, image.height) < MIN_PIXELS:
-            self._unread[f"have a side below {MIN_PIXELS} pixels, which Ultralytics leaves out"] += 1
+            self._unread[f"with a side below {MIN_PIXELS} pixels, which Ultralytics leaves out"] += 1
 
     def notes(self) -> list[str]:
         """A sentence for each reason."""
-        return [f"{count} images {what}." for what, count in sorted(self._unread.items())]
+        return [f"{counted(count, 'image')} {what}." for what, count in sorted(self._unread.items())]

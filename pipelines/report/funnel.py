@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines.outcomes import reason_kind
 from pipelines.report.limits import FAILURES, GALLERIES, GALLERY_IMAGES
@@ -15,6 +16,7 @@ from pipelines.report.run_reader import Figures, RunReader, ShardView
 from pipelines.steps import Input
 
 KINDS = ("dropped", "duplicate", "failed")
+NAMES = (Input(None, "key", pa.string()), Input(None, "uri", pa.string()))
 
 
 class Funnel:
@@ -29,7 +31,7 @@ class Funnel:
         self._failures: Counter[tuple[int, str]] = Counter()
 
     def reads(self) -> Sequence[Input]:
-        return ()
+        return NAMES
 
     def see(self, shard: ShardView) -> None:
         for row in np.flatnonzero(~shard.kept).tolist():
@@ -40,7 +42,8 @@ class Funnel:
             _, reason, score, threshold = (column[row].as_py() for column in shard.outcome.decisions[position].columns)
             told = {"image": int(shard.ids[row]), "step": self._run.steps[position].name, "reason": reason or "",
                     "score": score, "threshold": threshold}  # fmt: skip
-            key = (position, reason_kind(reason or ""))
+            names = [shard.column(name)[row].as_py() for name in NAMES]
+            key = (position, reason_kind(kind, reason or "", *names))
             if kind == "failed":
                 self._failures[key] += 1
                 if len(self._failed) < FAILURES:
@@ -87,4 +90,5 @@ class Funnel:
                 {"step": self._run.steps[position].name, "reason": reason, "count": count}
                 for (position, reason), count in sorted(self._failures.items(), key=lambda item: (-item[1], item[0]))
             ][:FAILURES],
+            "more_failures": max(0, len(self._failures) - FAILURES),
         }  # fmt: skip

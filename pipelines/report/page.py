@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from operators.wording import counted
 from pipelines.print_evaluation import PARTS as EVALUATION_PARTS
 from pipelines.report.limits import GALLERY_IMAGES
 from pipelines.report.run_reader import Figures
@@ -34,6 +35,7 @@ def render(found: Figures, state: str) -> str:
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["duration"] = duration
+    environment.filters["counted"] = counted
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
     scripts = [_asset(name) for name in SCRIPTS]
     pictures = found["pictures"]

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from operators.wording import counted
 from pipelines.errors import UserError
 from pipelines.exports.label_studio import OBJECT_TYPES, regions
 from pipelines.review.answers import Answer, Report, Returned, alike, answer, moment, shown_labels
@@ -48,7 +49,7 @@ def read_label_studio(path: Path, given: dict[int, Given], report: Report) -> It
         whole = [each for each in annotations if isinstance(each, dict) and isinstance(each.get("result"), list)]
         if len(whole) < len(annotations):
             report.problems.append(
-                f"{where} has {len(annotations) - len(whole)} annotations without a result; left out"
+                f"{where} has {counted(len(annotations) - len(whole), 'annotation')} without a result; left out"
             )
         done = [each for each in whole if not each.get("was_cancelled")]
         if not done:

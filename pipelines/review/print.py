@@ -8,14 +8,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from operators.wording import counted
+
 MOST_PROBLEMS = 20
 """Problems that are printed; --json gives all."""
 
 
 def print_exported(found: dict[str, Any], console: Console) -> None:
     """Print what `pipelines.review.export.export_review` gives."""
+    number = counted(found["kept"], "image")
     console.print(
-        f"review {found['review']}: {found['images']:,} of {found['kept']:,} images with {found['objects']:,} labels "
+        f"review {found['review']}: {found['images']:,} of {number} with {counted(found['objects'], 'label')} "
         f"of {escape(found['labels'])}, for {found['tool']}"
     )
     console.print(
@@ -23,7 +26,7 @@ def print_exported(found: dict[str, Any], console: Console) -> None:
         "that says how right all labels are"
     )
     for reason, count in found["skipped"].items():
-        console.print(f"  {count:,} labels left out: {escape(reason)}")
+        console.print(f"  {counted(count, 'label')} left out: {escape(reason)}")
     for path in found["paths"]:
         console.print(f"  {escape(path)}")
     console.print("README.md beside them says how to load them; bring back with: labelmill review import FILE")
@@ -36,7 +39,9 @@ def print_imported(found: dict[str, Any], console: Console) -> None:
         for name, text in (("not_reviewed", "not reviewed yet"), ("skipped", "skipped"))
         if found[name]
     )
-    console.print(f"{found['reviewed']:,} images reviewed{f'; {rest}' if rest else ''} → {escape(found['decisions'])}")
+    console.print(
+        f"{counted(found['reviewed'], 'image')} reviewed{f'; {rest}' if rest else ''} → {escape(found['decisions'])}"
+    )
     console.print(
         f"labels: {found['untouched']:,} untouched, {found['changed']:,} moved or redrawn, "
         f"{found['removed']:,} removed, {found['added']:,} added"
@@ -46,7 +51,7 @@ def print_imported(found: dict[str, Any], console: Console) -> None:
     for problem in problems[:MOST_PROBLEMS]:
         console.print(f"  ! {escape(problem)}")
     if len(problems) > MOST_PROBLEMS:
-        console.print(f"  ! and {len(problems) - MOST_PROBLEMS:,} more problems; --json lists them all")
+        console.print(f"  ! and {counted(len(problems) - MOST_PROBLEMS, 'more problem')}; --json lists them all")
     if found["reviewed"]:
         console.print(f"apply them with a step:  - review: {{decisions: {escape(found['decisions'])}}}")
 
@@ -56,7 +61,9 @@ def _print_estimate(found: dict[str, Any], console: Console) -> None:
     if not found["random_reviewed"]:
         console.print("no image of a random slice is among them, so nothing can be said of all labels")
         return
-    console.print(f"from the random slice, {found['random_reviewed']:,} of {found['random']:,} images reviewed:")
+    console.print(
+        f"from the random slice, {found['random_reviewed']:,} of {counted(found['random'], 'image')} reviewed:"
+    )
     if found["random_reviewed"] < found["random"]:
         console.print("  not all of it is done: if somebody chose which, the figures are not those of all images")
     table = Table(box=None, pad_edge=False, show_header=False)

@@ -11,6 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from operators.secrets import hide
+from operators.wording import counted
 from pipelines.errors import UserError
 
 Item = TypeVar("Item")
@@ -131,7 +133,7 @@ class Source(ABC):
             yield entry
         self.problems.sort()
         if self._unlisted:
-            self.problems.append(f"and {self._unlisted} more problems")
+            self.problems.append(f"and {counted(self._unlisted, 'more problem')}")
         if first is None:
             raise SourceError(self._empty())
 
@@ -157,7 +159,7 @@ class Source(ABC):
     def _report(self, problem: str) -> None:
         """Record a problem that belongs to no entry."""
         if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(valid_text(problem))
+            self.problems.append(valid_text(hide(problem)))
         else:
             self._unlisted += 1
 
@@ -208,7 +210,7 @@ def problem_text(problems: Iterable[str], limit: int = 50) -> str | None:
     if not distinct:
         return None
     rest = len(distinct) - limit
-    return valid_text("; ".join(distinct[:limit]) + (f"; and {rest} more" if rest > 0 else ""))
+    return valid_text(hide("; ".join(distinct[:limit])) + (f"; and {rest} more" if rest > 0 else ""))
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

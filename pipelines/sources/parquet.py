@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from operators.wording import counted
 from pipelines.sources.base import Entry, Source, SourceError, in_order, normal_key
 from pipelines.sources.cells import cell_kind, image_column, row_name
 from pipelines.sources.metadata import scalar_columns, scalars
@@ -65,7 +66,9 @@ class ParquetSource(Source):
             else:
                 yield from self._rows(file)
         if len(broken) == len(containers):
-            raise SourceError(broken[0] + (f"; nor can {len(broken) - 1} other files" if len(broken) > 1 else ""))
+            raise SourceError(
+                broken[0] + (f"; nor can {counted(len(broken) - 1, 'other file')}" if len(broken) > 1 else "")
+            )
 
     def _empty(self) -> str:
         return f"the Parquet files of {self.pattern} have no rows" + "".join(f"; {text}" for text in self.problems[:3])

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipelines.sources.base import Sizes, Source
-from pipelines.sources.uri import as_location
+from pipelines.sources.uri import as_location, has_user
 
 Kind = Literal["folder", "coco", "yolo", "voc", "parquet", "webdataset", "huggingface"]
 KINDS: tuple[Kind, ...] = ("folder", "coco", "yolo", "voc", "parquet", "webdataset", "huggingface")
@@ -19,6 +19,12 @@ def _path_text(value: Any) -> Any:
 
 
 def _checked(value: str) -> str:
+    if has_user(value):
+        # The location of every image is written into the run, so this would be too.
+        raise ValueError(
+            "a location must hold no user and password: they would be in every file of the run. Give them in "
+            "storage_options, for https as {client_kwargs: {headers: {Authorization: '${oc.env:NAME}'}}}"
+        )
     as_location(value)
     return value
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
+from operators.wording import counted
 from pipelines.sources.base import Entry, Source, SourceError, in_order, normal_key, problem_text
 from pipelines.sources.labels import LARGEST, OVERFLOW, LabelError, clip, detection, stored_size
 from pipelines.sources.storage import THREADS, Storage, Unavailable
@@ -122,7 +123,9 @@ class VocSource(Source):
         try:
             size = stored_size(self.storage, image.found.location)
         except (Unavailable, LabelError) as error:
-            problems.append(f"its {len(objects)} labels are left out, because its size is not known: {error}")
+            problems.append(
+                f"{counted(len(objects), 'label is', 'labels are')} left out, because its size is not known: {error}"
+            )
             return None
         said = tuple(_number(root, f"size/{side}") for side in ("width", "height"))
         if None not in said and said != size:

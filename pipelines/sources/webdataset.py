@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from operators.wording import counted
 from pipelines.sources.base import Entry, Source, SourceError, in_order, normal_key, problem_text, valid_text
 from pipelines.sources.metadata import bounded_text, json_value
 from pipelines.sources.patterns import Container, locate
@@ -77,7 +78,9 @@ class WebDatasetSource(Source):
                 broken.append(index.problems[-1])
             yield from _entries_of(index)
         if len(broken) == len(containers):
-            raise SourceError(broken[0] + (f"; nor can {len(broken) - 1} other files" if len(broken) > 1 else ""))
+            raise SourceError(
+                broken[0] + (f"; nor can {counted(len(broken) - 1, 'other file')}" if len(broken) > 1 else "")
+            )
 
     def _empty(self) -> str:
         return f"there are no images in the tar files of {', '.join(self.patterns)}; saw {self._seen()}" + "".join(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from operators.wording import counted
 from pipelines.sources.base import Entry, Source, SourceError, in_order, normal_key, problem_text, valid_text
 from pipelines.sources.labels import OVERFLOW, LabelError, stored_size
 from pipelines.sources.storage import THREADS, Missing, Storage, Unavailable
@@ -217,7 +218,9 @@ class YoloSource(Source):
         try:
             size = stored_size(self.storage, image.location)
         except (Unavailable, LabelError) as error:
-            problems.append(f"its {len(objects)} labels are left out, because its size is not known: {error}")
+            problems.append(
+                f"{counted(len(objects), 'label is', 'labels are')} left out, because its size is not known: {error}"
+            )
             return None
         labels = []
         for item in objects:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +128,26 @@ def test_every_parameter_says_what_it_does() -> None:
         for parameter in described["parameters"]:
             assert parameter["about"], f"{row['name']}.{parameter['name']}"
             assert parameter["type"] != "any", f"{row['name']}.{parameter['name']}"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["my p.yaml", "--set", "keep.where=a > 'b'", "--set", "x=1"],
+         ["my p.yaml", "--set=keep.where=a > 'b'", "--set=x=1"]),
+        (["--no-report", "p.yaml", "--inline", "-v"], ["p.yaml", "--inline", "--verbose", "--no-report"]),
+        (["p.yaml", "--workers", "2", "--json"], ["p.yaml", "--workers=2", "--json"]),
+        (["--inline", "--", "-p.yaml"], ["--inline", "--", "-p.yaml"]),
+    ],
+)  # fmt: skip
+def test_the_hint_of_a_stopped_run_is_the_command_line_that_was_used(
+    words: list[str], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.config.load_pipeline", lambda *_: None)
+    monkeypatch.setattr("pipelines.run.run", stop)
+    output = labelmill("run", *words, code=130).output
+    hint = output.partition("Go on with: ")[2].strip()
+    assert shlex.split(hint) == ["labelmill", "run", *told]

@@ -242,8 +242,8 @@ def test_masks_that_do_not_fit_are_left_out_and_counted(tmp_path: Path) -> None:
     found = labels_in(tmp_path / "coco")
     assert [annotation["id"] % 100_000 for annotation in found] == [1, 4]
     assert found[1]["segmentation"] == []
-    assert any("1 objects have an empty mask" in note for note in summary.notes)
-    assert any("1 objects have no mask" in note for note in summary.notes)
+    assert any("1 object has an empty mask" in note for note in summary.notes)
+    assert any("1 object has no mask" in note for note in summary.notes)
 
 
 def test_polygons_have_the_area_of_their_mask(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_the_mask_is_the_alpha_channel(tmp_path: Path, margin: float) -> None:
         cut = pixels(tmp_path / f"crops/{name}/00000001-1-{position:03d}.png")
         assert np.array_equal(cut[..., :3], whole[area])
         assert np.array_equal(cut[..., 3], opaque[area] * 255)
-    assert "1 objects have no mask; their alpha is that of their box." in summary.notes
+    assert "1 object has no mask; the alpha is then that of the box." in summary.notes
 
 
 def test_names_never_collide(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_without_image_files_a_task_names_the_original(tmp_path: Path) -> None:
     summary = export("label_studio", tmp_path / "out", [local, remote, inside], images="none")
     found = [task["data"]["image"] for task in tasks_of(tmp_path / "out")]
     assert found == ["/data/local-files/?d=a%20b/1.png", remote.uri, "/data/local-files/?d=a%20b/1.png"]
-    assert summary.notes == ("1 images lie inside archives, which Label Studio cannot open: use images: copy.",)
+    assert summary.notes == ("1 image lies inside archives, which Label Studio cannot open: use images: copy.",)
     assert not (tmp_path / "out/images").exists()
 
 

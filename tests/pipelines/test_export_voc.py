@@ -106,8 +106,8 @@ def test_what_the_format_has_no_place_for_is_said(tmp_path: Path) -> None:
     ]
     summary = export(tmp_path / "voc", images)
     assert sorted(path.name for path in (tmp_path / "voc/JPEGImages").iterdir()) == ["00000001-1.jpg", "00000002-2.png"]
-    assert any(note.startswith("1 objects have a mask") for note in summary.notes)
-    assert any(note.startswith("1 images are not JPEG") for note in summary.notes)
+    assert any(note.startswith("1 object has a mask") for note in summary.notes)
+    assert any(note.startswith("1 image is not JPEG") for note in summary.notes)
     assert summary.skipped == {"box is inverted": 1}
 
 

@@ -340,8 +340,8 @@ def test_what_ultralytics_passes_over_is_said(tmp_path: Path, ultralytics: Simpl
         picture(tmp_path / "source", 3, [detection("disc", (0, 0, 1, 1))], width=1, height=1),
     ]
     summary = export(tmp_path / "yolo", truth)
-    assert "1 images are GIF, which Ultralytics does not read." in summary.notes
-    assert "1 images have a side below 10 pixels, which Ultralytics leaves out." in summary.notes
+    assert "1 image of the format GIF, which Ultralytics does not read." in summary.notes
+    assert "1 image with a side below 10 pixels, which Ultralytics leaves out." in summary.notes
     dataset = ultralytics.load(tmp_path / "yolo/data.yaml", "train")
     assert len(dataset.labels) == 1
 

@@ -93,7 +93,7 @@ def test_words_are_their_quads_and_objects_the_rectangles_of_their_masks(
     images = [scene(tmp_path / "source", 1, found, words=[word(quad)]), scene(tmp_path / "source", 2, [], words=[])]
     summary = export(tmp_path / "yolo", images, task="obb")
     assert summary.annotations == {"disc": 1, "stop sign": 0, "ring": 1, "text": 1}
-    assert "1 objects have no mask; their rectangles are their boxes, which are upright." in summary.notes
+    assert "1 object has no mask; the rectangle is then the box, which is upright." in summary.notes
     assert yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())["names"] == dict(enumerate([*CLASSES, "text"]))
     (ring, ring_corners), (box, box_corners), (text, text_corners) = lines(tmp_path / "yolo/labels", 1)
     assert [CLASSES[ring], CLASSES[box], text] == ["ring", "disc", 3]

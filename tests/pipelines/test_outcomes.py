@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.dataset_steps import run_dataset_step
 from pipelines.layout import Layout
-from pipelines.outcomes import SumsError, summarise
+from pipelines.outcomes import SumsError, reason_kind, summarise
 from tests.pipelines.test_dataset_steps import prepared
 
 
@@ -55,3 +55,43 @@ def test_a_failed_check_leaves_no_table_behind(layout: Layout) -> None:
     with pytest.raises(SumsError):
         summarise(layout, SHARDS)
     assert not Path("run/decisions.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("decision", "reason", "kind"),
+    [
+        ("dropped", "sharpness >= 0.3 is false (sharpness = 0.12)", "sharpness >= 0.3 is false"),
+        ("dropped", "(a or b) and least(c) > d is false (a = 0.1, b = 2)", "(a or b) and least(c) > d is false"),
+        ("dropped", "name != 'street: (old)' is false (name = 'street: (old')", "name != 'street: (old)' is false"),
+        ("dropped", "x is unknown (x is null)", "x is unknown"),
+        ("dropped", "x in (1, 2) is false", "x in (1, 2) is false"),
+        ("dropped", "leaks to val (same group as b/2 (1).jpg)", "leaks to val"),
+        ("failed", "the file is empty: a/1 (copy).jpg", "the file is empty: …"),
+        ("failed", "no permission to read /data/a/1 (copy).jpg", "no permission to read …"),
+        ("failed", "too narrow for the model: 3 x 900 pixels", "too narrow for the model: … x … pixels"),
+        ("failed", "OSError: image file is truncated (27 bytes not processed)", "OSError: image file is truncated"),
+        ("failed", "x cannot be read: the server answered 503", "x cannot be read: the server answered 503"),
+        ("failed", "x cannot be read: the server answered 404", "x cannot be read: the server answered 404"),
+        ("failed", "the answer must be JSON but is 'a dog, 2 cats'", "the answer must be JSON but is …"),
+        ("failed", "try dtype: float32", "try dtype: float32"),
+        ("failed", "", ""),
+    ],
+)  # fmt: skip
+def test_a_reason_is_counted_whole_without_what_differs_from_image_to_image(
+    decision: str, reason: str, kind: str
+) -> None:
+    assert reason_kind(decision, reason, "a/1 (copy).jpg", "/data/a/1 (copy).jpg") == kind
+
+
+def test_every_reason_is_in_the_summary() -> None:
+    layout, step, shards = prepared("run", 14)
+    run_dataset_step(layout, step, shards)
+    table = layout.table(1, 0)
+    texts = [f"kind {chr(97 + row)} is false" for row in range(table.num_rows)]
+    for name, values in (("decision", ["dropped"] * len(texts)), ("decision.reason", texts)):
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    rewrite(layout, 1, 0, table)
+    layout.store.fs.rm(layout.store.path(f"steps/{layout.folders[2]}"), recursive=True)
+    run_dataset_step(layout, step, shards)
+    told = {reason["reason"] for reason in summarise(layout, SHARDS)["reasons"]}
+    assert told >= set(texts)

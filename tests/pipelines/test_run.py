@@ -208,6 +208,7 @@ def test_an_empty_source_is_a_clear_error() -> None:
     Path("data").mkdir()
     with pytest.raises(UserError, match="data"):
         go()
+    assert not Path("run").exists(), "a refused run leaves nothing"
     with pytest.raises(UserError, match="nowhere"):
         go(source={"folder": "nowhere"})
 
@@ -227,9 +228,9 @@ def test_changed_and_vanished_images_are_named(capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     go()
     told = capsys.readouterr().out
-    assert "1 images have changed" in told
+    assert "1 image has changed" in told
     assert "a/0000.jpg" in told
-    assert "1 images are no longer in the source" in told
+    assert "1 image is no longer in the source" in told
 
 
 def test_missing_weights_are_told_before_any_image_is_read() -> None:
@@ -297,3 +298,37 @@ def test_two_runs_do_not_work_in_one_output() -> None:
     with Store("run").locked(), pytest.raises(UserError, match="another run is at work in"):
         go()
     assert sum(go()["outcome"].values()) == IMAGES
+
+
+def test_a_lock_leaves_no_file_and_only_the_folders_in_which_something_is() -> None:
+    from pipelines.store import Store
+
+    with pytest.raises(KeyError), Store("deep/er/run").locked():
+        raise KeyError
+    assert not Path("deep").exists()
+    with Store("deep/run").locked():
+        Path("deep/run/file").write_text("x")
+    assert [str(path) for path in Path("deep").rglob("*")] == ["deep/run", "deep/run/file"]
+
+
+def test_processes_take_turns_at_a_lock_whose_file_comes_and_goes() -> None:
+    """Adding one to a number in a file a hundred times in four processes gives four hundred."""
+    import subprocess
+    import sys
+
+    code = (
+        "from pathlib import Path; from pipelines.store import Store; from pipelines.errors import UserError\n"
+        "done, number = 0, Path('number')\n"
+        "while done < 100:\n"
+        "    try:\n"
+        "        with Store('run').locked():\n"
+        "            number.write_text(str(int(number.read_text()) + 1)); done += 1\n"
+        "    except UserError: pass\n"
+    )
+    Path("number").write_text("0")
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], env={"PYTHONPATH": str(Path(__file__).resolve().parents[2])})
+        for _ in range(4)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0] * 4
+    assert Path("number").read_text() == "400"

@@ -5,6 +5,7 @@ const charts = (() => {
   const number = new Intl.NumberFormat("en");
   const size = new Intl.NumberFormat("en", {notation: "compact", maximumFractionDigits: 1});
   const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(1)} %` : "–");
+  const counted = (count, what) => `${number.format(count)} ${what}${count === 1 ? "" : "s"}`;
   const quiet = "var(--quiet)";
 
   // Room for the longest name on the left; longer ones are cut.
@@ -98,7 +99,7 @@ const charts = (() => {
   function perImage(width) {
     const pairs = data.labels.per_image;
     const rects = [Plot.rect(pairs, {x1: (pair) => pair[0] - .5, x2: (pair) => pair[0] + .5, y1: 0, y2: (pair) => pair[1], fill: "var(--accent)",
-      insetLeft: .5, insetRight: .5, title: (pair) => `${pair[0]} labels: ${number.format(pair[1])} images`})];
+      insetLeft: .5, insetRight: .5, title: (pair) => `${counted(pair[0], "label")}: ${counted(pair[1], "image")}`})];
     return histogram(width, rects, "labels", [], {height: 160, x: {ticks: Math.min(12, pairs.length), tickFormat: (x) => (Number.isInteger(x) ? String(x) : "")}});
   }
 
@@ -134,7 +135,7 @@ const charts = (() => {
     const text = `${number.format(kept)} of ${number.format(count)} ${score.of} have at least ${show(threshold)} (${percent(kept, count)})`;
     if (!score.best) return `${text}; ${number.format(count - kept)} have less.`;
     const images = d3.sum(score.best.slice(Math.max(0, from)));
-    return `${text}, in ${number.format(images)} of ${number.format(score.images)} images.`;
+    return `${text}, in ${number.format(images)} of ${counted(score.images, "image")}.`;
   }
 
   function speed(width) {

@@ -180,7 +180,7 @@ def test_a_broken_file_among_good_ones_is_reported(tmp_path: Path) -> None:
     assert len(source.problems) == 2
     assert "b.parquet cannot be read as Parquet" in source.problems[0]
     (tmp_path / "a.parquet").unlink()
-    with pytest.raises(SourceError, match=r"b\.parquet cannot be read as Parquet.*; nor can 1 other files"):
+    with pytest.raises(SourceError, match=r"b\.parquet cannot be read as Parquet.*; nor can 1 other file"):
         scan({"parquet": str(tmp_path)})
 
 

@@ -140,7 +140,7 @@ def test_another_size_and_a_broken_image(tmp_path: Path) -> None:
     assert boxes(entries["JPEGImages/a.jpg"]) == [("car", 4, 5, 14, 10)]
     assert "says 48 x 32 pixels, but the image has 20 x 10" in (entries["JPEGImages/a.jpg"].problem or "")
     assert entries["JPEGImages/b.jpg"].labels is None
-    assert "its 1 labels are left out" in (entries["JPEGImages/b.jpg"].problem or "")
+    assert "1 label is left out" in (entries["JPEGImages/b.jpg"].problem or "")
 
 
 def test_what_is_no_voc(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_broken_images_and_binary_labels(tmp_path: Path) -> None:
     (tmp_path / "labels/train/b.txt").write_bytes(bytes(range(256)))
     entries = scan(spec)
     assert entries["images/train/a.jpg"].labels is None
-    assert "its 1 labels are left out" in (entries["images/train/a.jpg"].problem or "")
+    assert "1 label is left out" in (entries["images/train/a.jpg"].problem or "")
     assert entries["images/train/b.jpg"].labels == []
     assert "b.txt:" in (entries["images/train/b.jpg"].problem or "")
 
