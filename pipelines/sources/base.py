@@ -18,11 +18,32 @@ from pipelines.errors import UserError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-Sizes = Callable[[str], tuple[int, int] | None]
-"""Width and height of an upright image by its key; None where it is not known."""
-
 MAX_PROBLEMS = 1000
 """Problems of a source kept word for word; the rest are counted."""
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """An image file's size in pixels.
+
+    Attributes:
+        upright: Width and height as a viewer shows it.
+        orientation: 1…8, as stored; 1 for upright.
+    """
+
+    upright: Size
+    orientation: int = 1
+
+    @property
+    def stored(self) -> Size:
+        """Width and height of the stored pixels."""
+        return self.upright[::-1] if self.orientation >= 5 else self.upright  # type: ignore[return-value]
+
+
+Sizes = Callable[[str], Size | Shape | None]
+"""Width and height of an upright image by its key, with its orientation where known; None where the image is not."""
 
 
 class SourceError(UserError):
