@@ -14,6 +14,7 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field
 
 from operators.applying.bisect import bisect
+from operators.applying.memory import free_memory
 from operators.base import OperatorError, RowError, tuning
 from operators.columns.schemas import DETECTIONS, SIDES
 from operators.detections.tiles import Tiles, Windows, merge
@@ -21,7 +22,6 @@ from operators.engines.detection.detector import Answer, Detector
 from operators.engines.detection.grounding_dino import GroundingDino
 from operators.engines.detection.groundingdino import OriginalGroundingDino
 from operators.engines.detection.owlv2 import Owlv2
-from operators.memory import free_memory
 from operators.models.card import ModelCard, ModelError, require
 from operators.models.operator import LabelOperator, ModelParams
 from operators.ontology import Ontology

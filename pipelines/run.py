@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import yaml
 
+from operators.applying.patience import Limits
 from operators.base import OperatorError
 from operators.ontology import Ontology
-from operators.patience import Limits
 from pipelines.config.pipeline import Pipeline
 from pipelines.engine.export_run import export_all, labels_column
 from pipelines.engine.placement import Phase, place, segments

@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from operators.applying.bisect import bisect, failed
+from operators.applying.infer import infer
+from operators.applying.patience import Patience, Watch
 from operators.applying.results import ContractError, RowValue, join_result, null_rows, step_table
 from operators.applying.shard_images import ShardImages
+from operators.applying.tries import Tries
 from operators.base import KEPT, Decision, ImageOperator, Operator, TableOperator, TableResult
-from operators.infer import infer
-from operators.patience import Patience, Watch
-from operators.tries import Tries
 
 THREADS = 2
 """Threads that prepare images ahead of the model, per worker on one core. Decoding releases the GIL."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from operators.applying.patience import StopError
 from operators.applying.results import ContractError
 from operators.base import Decision, RowError
 from operators.moment import kind_of
-from operators.patience import StopError
 
 
 def bisect(

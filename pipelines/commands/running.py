@@ -58,12 +58,12 @@ def run(
     The exit status is 0 when every image has an outcome; 3 when some are undone, which the same command does next time;
     2 when something is to be mended first; 1 when the run was stopped.
     """
+    from operators.applying.patience import Limits
     from operators.applying.results import ContractError
-    from operators.patience import Limits
     from operators.secrets import hide
     from pipelines.config.pipeline import load_pipeline
+    from pipelines.engine.outages import EXIT_UNDONE, undone_line
     from pipelines.engine.terminal import TerminalReporter
-    from pipelines.outages import EXIT_UNDONE, undone_line
     from pipelines.run import Options
     from pipelines.run import run as run_pipeline
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 import pyarrow as pa
 
 from operators.applying.apply import THREADS, Job, Timing, Worker, apply, apply_together
+from operators.applying.patience import Patience
 from operators.applying.shard_images import ShardImages
 from operators.base import OperatorError
-from operators.patience import Patience
+from pipelines.engine.outages import Outage, stopped
 from pipelines.engine.receipts import OnNews, Partial, Receipt, receipt_of
 from pipelines.errors import UserError
-from pipelines.outages import Outage, stopped
 from pipelines.run_folder.layout import Layout, active_rows, column_of
 from pipelines.run_folder.shards import read_shard
 from pipelines.sources import Fetcher

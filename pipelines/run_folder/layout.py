@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from operators.patience import Limits
+from operators.applying.patience import Limits
 from pipelines.run_folder.shards import read_shard, shard_name, shard_numbers
 from pipelines.run_folder.store import Store
 from pipelines.steps import Input, Step

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from operators.applying.patience import StopError
 from operators.engines.image_text_to_text.answerer import Reply, Requests
 from operators.engines.image_text_to_text.choice_answer import ChoiceAnswer, Token
 from operators.engines.image_text_to_text.json_answer import JsonAnswer
@@ -21,7 +22,6 @@ from operators.engines.image_text_to_text.openai_client import open_client, wait
 from operators.images.data_url import data_url
 from operators.models.card import Dtype, ModelCard, ModelError
 from operators.moment import MomentError
-from operators.patience import StopError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

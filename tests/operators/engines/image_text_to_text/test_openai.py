@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from operators.applying.apply import Job, Worker, apply
+from operators.applying.patience import StopError
 from operators.applying.shard_images import ShardImages
 from operators.ask import Ask
 from operators.base import OperatorError, RowError
@@ -23,7 +24,6 @@ from operators.images.decoded import DecodedImage, decode
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT
 from operators.moment import kind_of
-from operators.patience import StopError
 from tests.operators.engines.image_text_to_text.chat_server import MODEL, ChatServer, Request, Response, says
 
 SOON = {"retry-after-ms": "1"}

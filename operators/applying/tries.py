@@ -7,10 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from operators.applying.memory import free_memory
+from operators.applying.patience import Patience, StopError, passes
 from operators.applying.results import ContractError
-from operators.memory import free_memory
 from operators.moment import kind_of
-from operators.patience import Patience, StopError, passes
 
 if TYPE_CHECKING:
     from operators.applying.shard_images import ShardImages

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from operators.applying.patience import StopError
 from operators.moment import kind_of
-from operators.patience import StopError
 from operators.wording import counted
 from pipelines.errors import UserError
 from pipelines.steps import Step
@@ -23,7 +23,7 @@ class Outage(UserError):
 
     Args:
         step: Its name.
-        reason: What `operators.patience.Watch` says.
+        reason: What `operators.applying.patience.Watch` says.
     """
 
     exit_status = 1

@@ -7,10 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from operators.applying.bisect import bisect, failed
+from operators.applying.memory import free_memory
+from operators.applying.patience import StopError, passes
 from operators.applying.results import ContractError, RowValue
 from operators.base import ImageOperator
-from operators.memory import free_memory
-from operators.patience import StopError, passes
 
 if TYPE_CHECKING:
     from operators.applying.apply import Worker

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from operators import patience
+from operators.applying import patience
 from operators.applying.apply import Job, Worker, apply, apply_together
+from operators.applying.patience import FIRST_IMAGES, LAST_IMAGES, Limits, Patience, StopError, Watch
 from operators.applying.shard_images import ShardImages
 from operators.base import ImageOperator, OperatorParams, RowError
 from operators.images.decoded import DecodedImage
 from operators.moment import MomentError
-from operators.patience import FIRST_IMAGES, LAST_IMAGES, Limits, Patience, StopError, Watch
 from tests.drawing import encode, noise
 from tests.toys import Brightness
 
