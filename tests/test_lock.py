@@ -1,4 +1,4 @@
-"""uv.lock, what a fresh machine installs: whole, from PyPI alone, checked against hashes, and of this pyproject.toml."""
+"""uv.lock, what a fresh machine installs: whole, from PyPI alone, with hashes, and of this pyproject.toml."""
 
 from __future__ import annotations
 
