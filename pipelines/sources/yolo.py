@@ -140,7 +140,7 @@ class YoloSource(Source):
         # Roboflow writes ../train/images and means train/images
         for place in dict.fromkeys(filter(None, (location, inside, other_case))):
             if self.storage.is_folder(place):
-                expected = set()
+                expected: set[str] = set()
                 for found in walk(self.storage, place, self._report):
                     if is_image_name(found.name):
                         expected.update(place.lower() for place in label_places(found.location))
