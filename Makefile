@@ -12,8 +12,8 @@ help:  ## Show the targets
 
 # A Python that was installed without ensurepip makes environments without pip; its own pip fills them then.
 $(BIN)/uv:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python must be 3.11 or newer but $(PYTHON) is $$($(PYTHON) -V 2>&1); say: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
+		{ echo "Python must be 3.11 to 3.14 but $(PYTHON) is $$($(PYTHON) -V 2>&1); say: make PYTHON=python3.12 …"; exit 1; }
 	@$(PYTHON) -m venv .venv 2>/dev/null || $(PYTHON) -m venv --clear --without-pip .venv
 	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then pip="$(BIN)/python -m pip"; \
 		else pip="$(PYTHON) -m pip --python $(BIN)/python"; fi; \
