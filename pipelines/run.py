@@ -235,10 +235,13 @@ def export_classes(pipeline: Pipeline, layout: Layout, shards: dict[int, int], s
 
 def state_of(layout: Layout, shards: dict[int, int]) -> str:
     """Identifies what a run's results are, to see whether anything changed."""
-    content = json.dumps(
-        [[step.fingerprint for step in layout.steps], [step.name for step in layout.steps], sorted(shards.items())]
-    )
-    return hashlib.sha256(content.encode()).hexdigest()
+    content: list[Any] = [
+        [step.fingerprint for step in layout.steps],
+        [step.name for step in layout.steps],
+        sorted(shards.items()),
+    ]
+    provisional = layout.provisional_state()
+    return hashlib.sha256(json.dumps([*content, provisional] if provisional else content).encode()).hexdigest()
 
 
 def _summary(pipeline: Pipeline, layout: Layout, intake: Intake) -> dict[str, Any]:
@@ -246,7 +249,7 @@ def _summary(pipeline: Pipeline, layout: Layout, intake: Intake) -> dict[str, An
     state = state_of(layout, intake.shards)
     if layout.store.exists(SUMMARY_FILE):
         earlier = json.loads(layout.store.read(SUMMARY_FILE))
-        if earlier.get("state") == state and not earlier["outcome"].get("undone"):
+        if earlier.get("state") == state:
             return dict(earlier)
     summary = {"pipeline": pipeline.settings.name, "state": state, **summarise(layout, intake.shards)}
     return {**summary, "source_problems": intake.problems[:1000], "source_problem_count": len(intake.problems)}
