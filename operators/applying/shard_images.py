@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from operators.base import RowError
+from operators.errors import RowError
 from operators.images.decoded import DecodedImage, decode
 from operators.moment import kind_of
 
