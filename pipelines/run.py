@@ -16,9 +16,9 @@ from pipelines.engine.export_run import export_all
 from pipelines.engine.placement import Phase, place, segments
 from pipelines.engine.receipts import News, OnNews, Receipt
 from pipelines.errors import UserError
+from pipelines.run_folder.guard import guarded
 from pipelines.run_folder.layout import Layout
 from pipelines.run_folder.outcomes import summarise, write_json
-from pipelines.run_folder.output_error import guarded
 from pipelines.run_folder.reopen import (
     PIPELINE_FILE,
     SUMMARY_FILE,
