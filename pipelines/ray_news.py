@@ -128,10 +128,10 @@ class Watch:
     def take(self, heard: bool, moved: bool) -> None:
         """Note what was drained."""
         now = time.monotonic()
+        if moved or (heard and not self._ever):
+            self._moved = now
         if heard:
             self._heard, self._ever = now, True
-        if moved:
-            self._moved = now
 
     def check(self) -> None:
         """Say so if the run stands still.
