@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.base import KEPT, Decision, Operator, TableResult
+from operators.secrets import hide
 
 RowValue = Mapping[str, Any] | Decision | None
 """One image's columns, or why it has none; None for an image that was not reached."""
@@ -100,7 +101,7 @@ def join_result(operator: Operator, image_ids: pa.ChunkedArray, indices: np.ndar
     given_arrays = [] if columns is None else [column.combine_chunks() for column in columns.columns]
     given_arrays += [
         pa.array(kinds, pa.string()),
-        pa.array([decision.reason or None for decision in decisions], pa.string()),
+        pa.array([hide(decision.reason) or None for decision in decisions], pa.string()),
         pa.array([decision.score for decision in decisions], pa.float64()),
         pa.array([decision.threshold for decision in decisions], pa.float64()),
     ]

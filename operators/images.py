@@ -25,6 +25,9 @@ from operators.rgb import grey_depth, to_rgb
 MAX_PIXELS = 178_956_970
 """What an image may have unless told otherwise: the limit above which Pillow calls a file a decompression bomb."""
 
+MAX_TEXT = 64 * 1024 * 1024
+"""Bytes of text and profiles in a PNG once unpacked; more is a bomb."""
+
 _NO_RASTER = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow recognises but leaves to other programs."""
 
@@ -131,6 +134,15 @@ def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     return width, height
 
 
+def image_orientation(data: bytes) -> int:
+    """The stored orientation, 1…8, from the header; 1 where there is none.
+
+    Raises:
+        DecodeError: The header cannot be read.
+    """
+    return _orientation(_open(data, MAX_PIXELS), data)
+
+
 def image_format(data: bytes) -> str:
     """Pillow's name of the format, such as "JPEG".
 
@@ -151,8 +163,12 @@ def _ready() -> tuple[str, ...]:
     with _lock:
         if not _plugins_loaded:
             import pillow_heif
+            from PIL import PngImagePlugin
 
             Image.init()
+            # Pillow's limits are for text; a profile of colours or a program's state may be larger, and is no damage.
+            PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT
+            PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT
             pillow_heif.register_heif_opener()
             _plugins_loaded = True
         # Pillow warns about broken metadata and large images. What matters of it becomes a DecodeError; the rest would

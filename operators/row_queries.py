@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from operators.base import OperatorError
 from operators.expressions import Expression
-from operators.functions import connection
+from operators.functions import FunctionError, Functions, connection
 
 
 def select(query: str, table: pa.Table, expression: Expression) -> pa.Table:
@@ -34,13 +34,27 @@ def bind(expression: Expression, columns: Mapping[str, pa.DataType], param: tupl
         param: The parameter that it came from, for errors.
 
     Raises:
-        OperatorError: A column holds float16.
+        OperatorError: A column holds float16; or, of these types, it calls what does not depend on its row alone.
     """
     types = {"image_id": pa.int64(), "key": pa.string(), **columns}
     for name in expression.reads:
         if _holds_float16(types[name]):
             raise OperatorError(f"column {name!r} must not hold float16 (DuckDB has none) but is {types[name]}", param)
-    return pa.table({name: pa.nulls(1, kind) for name, kind in types.items()})
+    row = pa.table({name: pa.nulls(1, kind) for name, kind in types.items()})
+    try:
+        Functions().check_bound(_without_tables(expression, row))
+    except FunctionError as error:
+        raise OperatorError(str(error), param) from None
+    return row
+
+
+def _without_tables(expression: Expression, row: pa.Table) -> str:
+    """The expression's parts over a row of nulls that is written out in the query."""
+    names = ['"{}"'.format(name.replace('"', '""')) for name in ("image_id", *expression.inputs)]
+    kinds = select(f"SELECT {', '.join(f'typeof({name})' for name in names)} FROM rows", row, expression)
+    nulls = [f"CAST(NULL AS {kind[0]}) AS {name}" for kind, name in zip(kinds.columns, names, strict=True)]
+    parts = ", ".join(part.sql for part in expression.parts)
+    return f"SELECT {parts} FROM (SELECT {', '.join(dict.fromkeys(nulls))}) AS rows"
 
 
 def describe(expression: Expression, row: pa.Table) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
 from pipelines.commands import errors, looking, new, report, review, running, supplies
@@ -43,4 +45,12 @@ app.add_typer(review.review, name="review")
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    try:
+        app()
+    except Exception:
+        import traceback
+
+        from operators.secrets import hide
+
+        sys.stderr.write(hide(traceback.format_exc()))
+        raise SystemExit(1) from None

@@ -12,14 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from operators.base import Operator, OperatorError
 from operators.ontology import Ontology
 from operators.registry import UnknownOperator, find, step_name
+from operators.secrets import keep_options, plain_options
 from pipelines.cards import find_card
 from pipelines.errors import ConfigError, UserError, nearest
 from pipelines.export_columns import COLUMNS, ExportColumns, column_problem, missing_column
 from pipelines.exports import EXPORT_NAMES, exporter
 from pipelines.sources.spec import SourceSpec
+from pipelines.sources.uri import has_user
 from pipelines.steps import ColumnError, Step, chain
 from pipelines.validation import classes_of, validation_problems
-from pipelines.yaml_file import TOP_LEVEL, KeyPath, YamlFile, expand, read_yaml
+from pipelines.yaml_file import TOP_LEVEL, KeyPath, YamlFile, expand, read_yaml, with_references
 
 STEP_NAME = re.compile(r"[a-z][a-z0-9_]*")
 RESERVED = ("source", "decision", "image_id", "key")
@@ -41,6 +43,13 @@ class Settings(BaseModel):
     def _text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, (int, float)) else value
 
+    @field_validator("output")
+    @classmethod
+    def _no_user(cls, value: str) -> str:
+        if has_user(value):
+            raise ValueError("must hold no user and password; give them to the store's own environment variables")
+        return value
+
 
 @dataclass(frozen=True)
 class Export:
@@ -59,7 +68,8 @@ class Pipeline:
         steps: Built and chained, in order.
         exports: Formats to write at the end.
         columns: The columns that are exported, where the pipeline names them.
-        document: The resolved YAML document, without storage options, for `pipeline.yaml`.
+        document: The YAML document for `pipeline.yaml`: resolved, without secrets. What came from the environment is
+            a reference to it.
     """
 
     settings: Settings
@@ -123,9 +133,11 @@ def build_pipeline(file: YamlFile) -> Pipeline:
     if not steps and not exports:
         raise ConfigError([file.problem(("steps",), "a pipeline must have at least one step or export but has none")])
     settings = settings.model_copy(update={"output": settings.output or f"runs/{settings.name}"})
-    document = {**file.values, "output": settings.output}
-    if isinstance(document.get("source"), dict):
-        document["source"] = {k: v for k, v in document["source"].items() if k != "storage_options"}
+    document = {**with_references(file), "output": settings.output}
+    if isinstance(document.get("source"), dict) and "storage_options" in document["source"]:
+        options = plain_options(document["source"].pop("storage_options"))
+        document["source"] |= {"storage_options": options} if options else {}
+    keep_options(settings.source.storage_options)
     return Pipeline(settings, steps, exports, columns, document)
 
 

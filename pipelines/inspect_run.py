@@ -8,7 +8,6 @@ import shlex
 from typing import Any
 
 import pyarrow as pa
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,7 +23,7 @@ from pipelines.shards import known_shards, read_shard, take_in
 from pipelines.sources import open_source
 from pipelines.store import Store
 from pipelines.terminal import outcome_line
-from pipelines.yaml_file import YamlFile
+from pipelines.yaml_file import parse_yaml
 
 
 def plan_of(
@@ -158,8 +157,8 @@ def _few(names: list[str]) -> str:
 def reopen(folder: str) -> tuple[Pipeline, Layout, dict[int, int]]:
     """The pipeline of a run, as it was run last."""
     store = Store(folder)
-    document = yaml.safe_load(store.read(PIPELINE_FILE))
-    pipeline = build_pipeline(YamlFile(store.address(PIPELINE_FILE), document, {}))
+    text = store.read(PIPELINE_FILE).decode()
+    pipeline = build_pipeline(parse_yaml(store.address(PIPELINE_FILE), text, keys_may_lack=True))
     return pipeline, Layout.of(store, pipeline.steps), known_shards(store)
 
 

@@ -179,8 +179,12 @@ def open_output(pipeline: Pipeline) -> Store:
 
 
 def identity(document: dict[str, Any]) -> dict[str, Any]:
-    """What makes a pipeline the same one after its steps were changed."""
-    return {key: json.loads(json.dumps(document.get(key))) for key in ("name", "source")}
+    """What makes a pipeline the same one after its steps, or the keys to its source, were changed."""
+    source = document.get("source")
+    if isinstance(source, dict):
+        source = {key: value for key, value in source.items() if key != "storage_options"}
+    found: dict[str, Any] = json.loads(json.dumps({"name": document.get("name"), "source": source}))
+    return found
 
 
 def write_pipeline(pipeline: Pipeline, store: Store) -> None:

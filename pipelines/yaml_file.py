@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from operators.secrets import PLAIN, hide, keep_secret
 from pipelines.errors import ConfigError, UserError, nearest
 
 KeyPath = tuple[str | int, ...]
@@ -20,11 +23,13 @@ class YamlFile:
         name: As the user wrote it.
         values: Plain dicts, lists and scalars, interpolations resolved.
         lines: 1-based line of every key path.
+        references: The text of every value that came from the environment (``${oc.env:…}``), by its key path.
     """
 
     name: str
     values: dict[str, Any]
     lines: dict[KeyPath, int]
+    references: dict[KeyPath, str] = field(default_factory=dict)
 
     def problem(self, path: KeyPath, message: str) -> str:
         """``file:line: key: message``; the line is that of the nearest enclosing key that the file has."""
@@ -33,7 +38,7 @@ class YamlFile:
             known = known[:-1]
         line = self.lines.get(known, 1)
         where = f"{describe(path)}: " if path else ""
-        return f"{self.name}:{line}: {where}{message}"
+        return hide(f"{self.name}:{line}: {where}{message}")
 
 
 def describe(path: KeyPath) -> str:
@@ -55,10 +60,6 @@ def read_yaml(name: str | os.PathLike[str], overrides: list[str] | None = None) 
         UserError: There is no such file. ConfigError: It is no YAML mapping, an interpolation cannot be resolved or
             an override names nothing.
     """
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     path = Path(name)
     try:
         text = path.read_text(encoding="utf-8")
@@ -69,6 +70,25 @@ def read_yaml(name: str | os.PathLike[str], overrides: list[str] | None = None) 
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name} cannot be read: {error}") from error
+    return parse_yaml(str(name), text, overrides)
+
+
+def parse_yaml(name: str, text: str, overrides: list[str] | None = None, keys_may_lack: bool = False) -> YamlFile:
+    """A YAML mapping from its text; see `read_yaml`.
+
+    Args:
+        name: Of the file, for messages.
+        text: What it holds.
+        overrides: ``a.b=value`` assignments.
+        keys_may_lack: Leave out storage options whose environment variable is not set, for whoever reads no image.
+
+    Raises:
+        ConfigError: See `read_yaml`.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         lines = _lines(tree, ()) if tree is not None else {}
@@ -83,14 +103,87 @@ def read_yaml(name: str | os.PathLike[str], overrides: list[str] | None = None) 
     try:
         for override in overrides or []:
             _override(config, override)
+        if keys_may_lack:
+            _leave_out_unset(config)
         values = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", "") or "")
         at = next((line for known, line in lines.items() if describe(known) == key), 1)
         message = str(error).splitlines()[0]
-        raise ConfigError([f"{name}:{at}: {key}: {message}"]) from error
+        raise ConfigError([hide(f"{name}:{at}: {key}: {message}")]) from error
     assert isinstance(values, dict)
-    return YamlFile(str(name), {str(key): value for key, value in values.items()}, lines)
+    named: dict[str, Any] = {str(key): value for key, value in values.items()}
+    return YamlFile(name, named, lines, _references(OmegaConf.to_container(config, resolve=False), named))
+
+
+_ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([^,}\s]+)")
+
+
+def _references(raw: Any, values: Any) -> dict[KeyPath, str]:
+    """What came from the environment, directly or by way of another key; the values are kept secret from here on."""
+    leaves = {path: text for path, text in _leaves(raw, ()) if isinstance(text, str) and "${" in text}
+    resolved = dict(_leaves(values, ()))
+    variables = {name for text in leaves.values() for name in _ENVIRONMENT.findall(text)}
+    secrets = {name: value for name in variables if (value := os.environ.get(name))}
+    found: dict[KeyPath, str] = {}
+    for path, text in leaves.items():
+        if is_place(path):
+            continue  # it is told by the uri of every image
+        here = str(resolved.get(path, ""))
+        through = [name for name, value in secrets.items() if value in here]
+        if _ENVIRONMENT.search(text) or through:
+            found[path] = text
+            for name in {*through, *_ENVIRONMENT.findall(text)} & secrets.keys():
+                if path[-1] not in PLAIN:
+                    keep_secret(secrets[name], f"${{oc.env:{name}}}")
+    return found
+
+
+def is_place(path: KeyPath) -> bool:
+    """Whether a key says where images or results are, or what the run is called."""
+    return path[0] in ("name", "output", "shard_size") or (path[0] == "source" and "storage_options" not in path)
+
+
+def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, str(key)))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, (*path, index))
+    else:
+        yield path, value
+
+
+def _leave_out_unset(config: Any) -> None:
+    """Remove storage options that need an environment variable which is not set."""
+    from omegaconf import OmegaConf
+
+    source = config.get("source")
+    if not OmegaConf.is_dict(source) or "storage_options" not in source:
+        return
+    raw = OmegaConf.to_container(source["storage_options"], resolve=False)
+    for path, text in list(_leaves(raw, ())):
+        if isinstance(text, str) and any(name not in os.environ for name in _ENVIRONMENT.findall(text)):
+            inner = source["storage_options"]
+            for key in path[:-1]:
+                inner = inner[key]
+            del inner[path[-1]]
+
+
+def with_references(file: YamlFile) -> dict[str, Any]:
+    """The values of a file to write down: resolved, but for what came from the environment, which stays a reference."""
+
+    def written(value: Any, path: KeyPath) -> Any:
+        if path in file.references:
+            return file.references[path]
+        if isinstance(value, dict):
+            return {key: written(inner, (*path, str(key))) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [written(inner, (*path, index)) for index, inner in enumerate(value)]
+        return value.replace("${", "\\${") if isinstance(value, str) else value
+
+    return {key: written(value, (key,)) for key, value in file.values.items()}
 
 
 def _lines(node: Any, path: KeyPath) -> dict[KeyPath, int]:

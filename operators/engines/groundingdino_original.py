@@ -145,33 +145,33 @@ _BUILDING = threading.Lock()
 
 @contextmanager
 def _language_model(module: Any, card: ModelCard, tokenizer: Any) -> Iterator[None]:
-    """Inside, the authors' constructor finds the card's BERT and tokenizer where it would download them."""
+    """Inside, the authors' constructor finds the card's BERT and tokenizer where it would download them.
+
+    Their wrapper of BERT, which calls what transformers keeps to itself and changes, is left out.
+    """
     bert = _bert(card.section("config", Config).bert)
-    given = SimpleNamespace(get_tokenlizer=lambda name: tokenizer, get_pretrained_language_model=lambda name: bert)
+    given = {
+        "get_tokenlizer": SimpleNamespace(
+            get_tokenlizer=lambda name: tokenizer, get_pretrained_language_model=lambda name: bert
+        ),
+        "BertModelWarper": lambda bert_model: bert_model,
+    }
     with _BUILDING:
-        found, module.get_tokenlizer = module.get_tokenlizer, given
+        found = {name: getattr(module, name) for name in given}
         try:
+            vars(module).update(given)
             yield
         finally:
-            module.get_tokenlizer = found
+            vars(module).update(found)
 
 
 def _bert(sizes: dict[str, Any]) -> Any:
-    """BERT with the three methods that transformers 5 took away and the authors' code calls."""
-    import torch
+    """BERT that takes what each token sees, bool (n, tokens, tokens), as its attention mask."""
     from transformers import BertConfig, BertModel
 
     class Bert(BertModel):
-        def get_extended_attention_mask(self, mask: torch.Tensor, *_: Any) -> torch.Tensor:
-            """From bool (n, tokens, tokens), what each token sees, to what is added to its attention (n, 1, …)."""
-            unseen = ~mask.bool().unsqueeze(1)
-            return torch.zeros_like(unseen, dtype=torch.float32).masked_fill(unseen, torch.finfo(torch.float32).min)
-
-        def invert_attention_mask(self, mask: torch.Tensor) -> torch.Tensor:
-            raise NotImplementedError("Grounding DINO's BERT is no decoder")
-
-        def get_head_mask(self, mask: None, layers: int) -> list[None]:
-            return [None] * layers
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **named: Any) -> Any:
+            return super().forward(input_ids, attention_mask.bool().unsqueeze(1), **named)
 
     return Bert(BertConfig(**sizes))
 

@@ -129,12 +129,13 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from operators.secrets import hide
         from pipelines.errors import UserError
 
         try:
             return command(*args, **kwargs)
         except UserError as error:
-            for line in str(error).splitlines():
+            for line in hide(str(error)).splitlines():
                 typer.secho(f"error: {line}", fg="red" if sys.stderr.isatty() else None, err=True)
             raise typer.Exit(2) from None
         except BrokenPipeError:

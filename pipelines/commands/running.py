@@ -41,6 +41,7 @@ def run(
 ) -> None:
     """Run a pipeline: do whatever of it is not done yet."""
     from operators.columns import ContractError
+    from operators.secrets import hide
     from pipelines.config import load_pipeline
     from pipelines.run import Options
     from pipelines.run import run as run_pipeline
@@ -53,11 +54,11 @@ def run(
         summary = run_pipeline(loaded, Options(inline, workers, address, verbose, report, gpu_memory), reporter)
     except KeyboardInterrupt:
         reporter.close()
-        typer.echo(f"\nstopped; what was finished is kept. Go on with: {command_line(context)}", err=True)
+        typer.echo(f"\nstopped; what was finished is kept. Go on with: {hide(command_line(context))}", err=True)
         raise typer.Exit(130) from None
     except ContractError as error:
         reporter.close()
-        typer.echo(f"error: {error}\nThis is a mistake in the operator's code.", err=True)
+        typer.echo(f"error: {hide(str(error))}\nThis is a mistake in the operator's code.", err=True)
         raise typer.Exit(1) from error if verbose else None
     finally:
         reporter.close()

@@ -10,6 +10,7 @@ import yaml
 
 from operators.models.card import ModelCard
 from operators.ontology import Ontology
+from operators.secrets import hide
 from pipelines.report.run_reader import Figures, RunReader
 from pipelines.run import PIPELINE_FILE
 from pipelines.steps import Step
@@ -35,8 +36,8 @@ def provenance(run: RunReader) -> Figures:
              "fingerprint": step.fingerprint}
             for step in run.steps
         ],
-        "parameters": yaml.safe_dump(
-            {step.name: _parameters(step) for step in run.steps}, sort_keys=False, allow_unicode=True
+        "parameters": hide(
+            yaml.safe_dump({step.name: _parameters(step) for step in run.steps}, sort_keys=False, allow_unicode=True)
         ),
         "models": models,
         "miniatures": [model["name"] for model in models if model["name"].endswith(MINIATURE)],

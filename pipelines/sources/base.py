@@ -11,17 +11,39 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from operators.secrets import hide
 from operators.wording import counted
 from pipelines.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-Sizes = Callable[[str], tuple[int, int] | None]
-"""Width and height of an upright image by its key; None where it is not known."""
-
 MAX_PROBLEMS = 1000
 """Problems of a source kept word for word; the rest are counted."""
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """An image file's size in pixels.
+
+    Attributes:
+        upright: Width and height as a viewer shows it.
+        orientation: 1…8, as stored; 1 for upright.
+    """
+
+    upright: Size
+    orientation: int = 1
+
+    @property
+    def stored(self) -> Size:
+        """Width and height of the stored pixels."""
+        return self.upright[::-1] if self.orientation >= 5 else self.upright  # type: ignore[return-value]
+
+
+Sizes = Callable[[str], Size | Shape | None]
+"""Width and height of an upright image by its key, with its orientation where known; None where the image is not."""
 
 
 class SourceError(UserError):
@@ -137,7 +159,7 @@ class Source(ABC):
     def _report(self, problem: str) -> None:
         """Record a problem that belongs to no entry."""
         if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(valid_text(problem))
+            self.problems.append(valid_text(hide(problem)))
         else:
             self._unlisted += 1
 
@@ -188,7 +210,7 @@ def problem_text(problems: Iterable[str], limit: int = 50) -> str | None:
     if not distinct:
         return None
     rest = len(distinct) - limit
-    return valid_text("; ".join(distinct[:limit]) + (f"; and {rest} more" if rest > 0 else ""))
+    return valid_text(hide("; ".join(distinct[:limit])) + (f"; and {rest} more" if rest > 0 else ""))
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

@@ -72,6 +72,10 @@ def read_coco(data: bytes, where: str, report: Callable[[str], None], refuse: Re
     if "annotations" in document:
         content.annotations = _read_annotations(document["annotations"], known, where, report, refuse)
         records = [record for group in content.annotations.values() for record in group]
+        if kind := _no_objects(records):
+            report(f"{where} holds {len(records)} {kind} and no objects; they are not read, and its images stay unread")
+            content.annotations = None
+            return content
         content.all_crowds = bool(records) and all(record.get("iscrowd") for record in records) and not _own(document)
         if content.all_crowds:
             report(
@@ -79,6 +83,15 @@ def read_coco(data: bytes, where: str, report: Callable[[str], None], refuse: Re
                 "taken for objects"
             )
     return content
+
+
+def _no_objects(records: list[Record]) -> str | None:
+    """What annotations are that are no objects, all of them."""
+    kinds = {"segments_info": "panoptic segments", "caption": "captions"}
+    for key, kind in kinds.items():
+        if records and all(key in each and "bbox" not in each and "segmentation" not in each for each in records):
+            return kind
+    return None
 
 
 def _own(document: Record) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 from pipelines.sources.base import Refused, valid_text
 from pipelines.sources.coco_file import CocoFile, Record, named
+from pipelines.sources.frames import Frame, extent
 from pipelines.sources.labels import (
     OVERFLOW,
     LabelError,
@@ -25,6 +27,9 @@ from pipelines.sources.metadata import json_value
 
 READ = {"id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "score"}
 """Keys of an annotation that have a place of their own."""
+
+PLACED = {"keypoints", "rotation", "polygon", "segments_info"}
+"""Keys whose values are pixels, which are not turned or scaled with the labels."""
 
 MAX_EXTRA = 16 * 1024
 """Longest JSON of what else an annotation says that is carried."""
@@ -50,20 +55,40 @@ def is_id(number: Any) -> bool:
     return isinstance(number, (int, float, str))
 
 
-def read_labels(annotations: Sequence[Record], content: CocoFile, size: tuple[int, int] | None) -> Taken:
+def reach_of(annotations: Sequence[Record]) -> tuple[float, float]:
+    """The largest x and y of annotations, in the pixels that they were drawn in; what cannot be read does not count."""
+    boxes: list[tuple[float, float, float, float]] = []
+    for annotation in annotations:
+        with contextlib.suppress(LabelError):
+            x, y, width, height = numbers(annotation.get("bbox"), 4)
+            boxes.append((x, y, x + width, y + height))
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, dict):
+            with contextlib.suppress(LabelError):
+                high, wide = numbers(segmentation.get("size"), 2)
+                boxes.append((0, 0, wide, high))
+        for ring in segmentation if isinstance(segmentation, list) else []:
+            with contextlib.suppress(LabelError):
+                points = numbers(ring)
+                if len(points) >= 6:
+                    boxes.append((0, 0, max(points[0::2]), max(points[1::2])))
+    return extent(boxes)
+
+
+def read_labels(annotations: Sequence[Record], content: CocoFile, frame: Frame | None) -> Taken:
     """The annotations of an image as detections; those with ``iscrowd`` as regions to ignore.
 
     Args:
         annotations: Records of one image.
         content: The file that they are from. Where all of it is crowds, they are taken for objects.
-        size: The image's width and height; None where unknown, and then masks cannot be read.
+        frame: The pixels that they were drawn in; None where nobody knows, and then masks cannot be read.
     """
     taken = Taken()
     names = []
     for annotation in annotations:
         name = named(annotation)
         try:
-            taken.labels.append(_label(annotation, name, content, size, taken.notes))
+            taken.labels.append(_label(annotation, name, content, frame, taken.notes))
             names.append(name)
         except LabelError as error:
             taken.refused.append(Refused(name, str(error)))
@@ -71,20 +96,18 @@ def read_labels(annotations: Sequence[Record], content: CocoFile, size: tuple[in
     return taken
 
 
-def _label(
-    annotation: Record, name: str, content: CocoFile, size: tuple[int, int] | None, notes: list[str]
-) -> dict[str, Any]:
+def _label(annotation: Record, name: str, content: CocoFile, frame: Frame | None, notes: list[str]) -> dict[str, Any]:
     number = annotation.get("category_id")
     if not is_id(number) or number not in content.names:
         raise LabelError(f"has the category id {str(number)[:60]}, which is not listed")
     mask = None
     try:
-        mask = _mask(annotation, name, size, notes)
+        mask = _mask(annotation, name, frame, notes)
     except LabelError as error:
         notes.append(f"{name} {error}; its mask is left out")
-    box = _box(annotation, name, size, mask, notes)
+    box = _box(annotation, name, frame, mask, notes)
     prompt, models = _attributes(annotation, name, notes)
-    area = mask_area(mask, size) if mask is not None and size is not None else (box[2] - box[0]) * (box[3] - box[1])
+    wide, high = box[2] - box[0], box[3] - box[1]
     return detection(
         box,
         content.names[number],
@@ -93,30 +116,42 @@ def _label(
         prompt,
         models,
         crowd=True if annotation.get("iscrowd") and not content.all_crowds else None,
-        extra=_extra(annotation, name, area, notes),
+        extra=_extra(
+            annotation,
+            name,
+            wide * high if mask is None or frame is None else mask_area(mask, frame.upright),
+            frame,
+            notes,
+        ),
     )
 
 
 def _box(
-    annotation: Record, name: str, size: tuple[int, int] | None, mask: str | None, notes: list[str]
+    annotation: Record, name: str, frame: Frame | None, mask: str | None, notes: list[str]
 ) -> tuple[float, float, float, float]:
     """The box, or that of the mask where it has none worth the name."""
-    error = LabelError("has neither a box nor a mask that can be used")
+    problem = LabelError("has neither a box nor a mask that can be used")
     if annotation.get("bbox"):
         try:
             x, y, width, height = numbers(annotation["bbox"], 4)
-            box, outside = clip((x, y, x + width, y + height), size)
-        except LabelError as wrong:
-            error = wrong
+            drawn = (x, y, x + width, y + height)
+            if frame is None:
+                box, outside = clip(drawn, None)
+            else:
+                if width <= 0 or height <= 0:
+                    raise LabelError(f"has a box without area: {width:g} x {height:g}")
+                box, outside = clip(frame.box(drawn), frame.upright)
+        except LabelError as error:
+            problem = error
         else:
             if outside > OVERFLOW:
                 notes.append(f"{name} has a box that leaves the image by {outside:g} pixels; it was clipped")
             return box
-    if mask is None or size is None:
-        raise error
+    if mask is None or frame is None:
+        raise problem
     if annotation.get("bbox"):
-        notes.append(f"{name} {error}; that of its mask is taken")
-    return mask_box(mask, size)
+        notes.append(f"{name} {problem}; that of its mask is taken")
+    return mask_box(mask, frame.upright)
 
 
 def _attributes(annotation: Record, name: str, notes: list[str]) -> tuple[str | None, list[str] | None]:
@@ -134,19 +169,23 @@ def _attributes(annotation: Record, name: str, notes: list[str]) -> tuple[str | 
     return None if prompt is None else valid_text(prompt), None if models is None else list(map(valid_text, models))
 
 
-def _mask(annotation: Record, name: str, size: tuple[int, int] | None, notes: list[str]) -> str | None:
+def _mask(annotation: Record, name: str, frame: Frame | None, notes: list[str]) -> str | None:
     segmentation = annotation.get("segmentation")
     if not segmentation:
         return None
-    if size is None:
+    if frame is None:
         raise LabelError("has a mask, which needs the image's width and height")
     if isinstance(segmentation, dict):
-        return rle_mask(segmentation, size)
+        upright = Frame(frame.upright, frame.upright)
+        mine = upright if segmentation.get("size") == [frame.upright[1], frame.upright[0]] else frame
+        return mine.mask(rle_mask(segmentation, mine.size))
     if not isinstance(segmentation, list):
         raise LabelError("has a segmentation that is neither polygons nor RLE")
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in segmentation):
         segmentation = [segmentation]  # the only ring, without the list around it
-    return polygon_mask(segmentation, size, lambda fault: notes.append(f"{name} {fault}; that ring is left out"))
+    return polygon_mask(
+        segmentation, frame.upright, lambda fault: notes.append(f"{name} {fault}; that ring is left out"), frame.points
+    )
 
 
 def _score(annotation: Record, name: str, notes: list[str]) -> float | None:
@@ -159,15 +198,21 @@ def _score(annotation: Record, name: str, notes: list[str]) -> float | None:
     return None
 
 
-def _extra(annotation: Record, name: str, area: float, notes: list[str]) -> str | None:
+def _extra(annotation: Record, name: str, area: float, frame: Frame | None, notes: list[str]) -> str | None:
     """What else it says, as JSON; ``area`` where it is another one than its mask's, or its box's without a mask."""
     found = {key: value for key, value in annotation.items() if key not in READ and value is not None}
     if isinstance(attributes := found.get("attributes"), dict):
         found["attributes"] = {key: value for key, value in attributes.items() if key not in ("prompt", "models")}
     said = found.pop("area", None)
     is_area = isinstance(said, (int, float)) and not isinstance(said, bool) and 0 < said < float("inf")
-    if is_area and abs(said - area) > 1e-3 * area:  # type: ignore[operator]
+    still = frame is None or frame.turned == frame.upright  # an area of scaled labels is another one
+    if is_area and still and abs(said - area) > 1e-3 * area:  # type: ignore[operator]
         found["area"] = said
+    if frame is not None and not frame.is_upright:
+        lost = sorted(set(found) & PLACED)
+        if lost:
+            notes.append(f"{name} has {', '.join(lost)} in other pixels than the upright image's; left out")
+        found = {key: value for key, value in found.items() if key not in PLACED}
     found = {key: value for key, value in found.items() if value not in ({}, [], "")}
     if not found:
         return None

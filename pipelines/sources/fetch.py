@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from operators.base import RowError
+from operators.secrets import keep_all, keep_options, known
 from pipelines.sources.base import SourceError
 from pipelines.sources.storage import Storage, Unavailable
 from pipelines.sources.uri import parent, parse, resolve
@@ -23,17 +24,22 @@ class Fetcher:
 
     Args:
         storage_options: Handed to fsspec for remote locations.
+        secrets: What is not to be told in messages of this process; see `operators.secrets`.
     """
 
-    def __init__(self, storage_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, storage_options: Mapping[str, Any] | None = None, secrets: Mapping[str, str] | None = None
+    ) -> None:
         self.storage_options = dict(storage_options or {})
+        keep_all(secrets or {})
+        keep_options(self.storage_options)
         self._storage = Storage(self.storage_options)
         self._row_groups = RowGroups(self._storage)
         self._datasets: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.storage_options,)
+        return type(self), (self.storage_options, known())
 
     def __call__(self, uri: str) -> bytes:
         """The encoded image at a uri of `pipelines.sources.uri`.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.sources.base import valid_text
+from pipelines.sources.base import Shape, valid_text
 from pipelines.sources.storage import Storage
 
 HEADER_BYTES = 128 * 1024
@@ -93,13 +93,19 @@ def clip(box: Sequence[float], size: tuple[int, int] | None) -> tuple[tuple[floa
     return inside, max(abs(a - b) for a, b in zip(box, inside, strict=True))
 
 
-def polygon_mask(polygons: Sequence[Any], size: tuple[int, int], fault: Callable[[str], None] | None = None) -> str:
+def polygon_mask(
+    polygons: Sequence[Any],
+    size: tuple[int, int],
+    fault: Callable[[str], None] | None = None,
+    place: Callable[[Sequence[float]], list[float]] = list,
+) -> str:
     """RLE counts of the union of polygons ``[x, y, x, y, …]`` in pixels.
 
     Args:
         polygons: One ring each.
         size: Width and height of the image.
         fault: Told of each ring that cannot be used, where others can. None: one such ring is an error.
+        place: From the points as they stand to points of the image.
 
     Raises:
         LabelError: A polygon has fewer than three points or half a point, or points far outside the image, or together
@@ -111,7 +117,7 @@ def polygon_mask(polygons: Sequence[Any], size: tuple[int, int], fault: Callable
     checked, faults = [], []
     for polygon in polygons:
         try:
-            checked.append(_ring(polygon, size))
+            checked.append(_ring(polygon, size, place))
         except LabelError as error:
             faults.append(error)
     if faults and (fault is None or not checked):
@@ -127,10 +133,11 @@ def polygon_mask(polygons: Sequence[Any], size: tuple[int, int], fault: Callable
     return str(merged["counts"].decode("ascii"))
 
 
-def _ring(polygon: Any, size: tuple[int, int]) -> list[float]:
+def _ring(polygon: Any, size: tuple[int, int], place: Callable[[Sequence[float]], list[float]]) -> list[float]:
     points = numbers(polygon)
     if len(points) < 6 or len(points) % 2:
         raise LabelError(f"has a polygon of {len(points)} numbers; it must be x, y of three points or more")
+    points = place(points)
     if max(max(points), -min(points)) > 10 * max(size):  # pycocotools draws every pixel on the way there
         raise LabelError("has a polygon far outside the image")
     return points
@@ -236,21 +243,31 @@ def stored_size(storage: Storage, location: str) -> tuple[int, int]:
         LabelError: It is not an image.
         pipelines.sources.storage.Unavailable: It cannot be read.
     """
+    return stored_shape(storage, location).upright
+
+
+def stored_shape(storage: Storage, location: str) -> Shape:
+    """Likewise, with its orientation."""
     data = storage.read(location, 0, HEADER_BYTES)
     if len(data) == HEADER_BYTES:
         if data.startswith(b"\xff\xd8"):  # other formats may hold the orientation behind the pixels
             with contextlib.suppress(LabelError):  # a longer header: read on
-                return bytes_size(data)
+                return bytes_shape(data)
         data = storage.read(location)
-    return bytes_size(data)
+    return bytes_shape(data)
 
 
 def bytes_size(data: bytes) -> tuple[int, int]:
     """Width and height of an encoded image upright. Raises: LabelError."""
-    from operators.images import DecodeError, image_size
+    return bytes_shape(data).upright
+
+
+def bytes_shape(data: bytes) -> Shape:
+    """Size and orientation of an encoded image. Raises: LabelError."""
+    from operators.images import DecodeError, image_orientation, image_size
 
     try:
-        return image_size(data)
+        return Shape(image_size(data), image_orientation(data))
     except DecodeError as error:
         raise LabelError(str(error)) from error
 

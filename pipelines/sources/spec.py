@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipelines.sources.base import Sizes, Source
-from pipelines.sources.uri import as_location
+from pipelines.sources.uri import as_location, has_user
 
 Kind = Literal["folder", "coco", "yolo", "voc", "parquet", "webdataset", "huggingface"]
 KINDS: tuple[Kind, ...] = ("folder", "coco", "yolo", "voc", "parquet", "webdataset", "huggingface")
@@ -19,6 +19,12 @@ def _path_text(value: Any) -> Any:
 
 
 def _checked(value: str) -> str:
+    if has_user(value):
+        # The location of every image is written into the run, so this would be too.
+        raise ValueError(
+            "a location must hold no user and password: they would be in every file of the run. Give them in "
+            "storage_options, for https as {client_kwargs: {headers: {Authorization: '${oc.env:NAME}'}}}"
+        )
     as_location(value)
     return value
 
@@ -28,11 +34,12 @@ Location = Annotated[str, BeforeValidator(_path_text), AfterValidator(_checked)]
 
 
 class CocoSpec(BaseModel):
-    """A COCO annotation file and the folder that its file names are relative to (found beside it if not given)."""
+    """COCO annotation files, one, several or a folder of them, and the folder that their file names are relative to
+    (found beside each file if not given)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    annotations: Location
+    annotations: Location | Annotated[list[Location], Field(min_length=1)]
     images: Location | None = None
 
 
@@ -43,7 +50,7 @@ class SourceSpec(BaseModel):
 
     Attributes:
         folder: Images below a folder.
-        coco: A COCO instances file and its images.
+        coco: COCO instances files and their images: a file, a list of files, or a folder.
         yolo: A YOLO ``data.yaml``.
         voc: A folder with ``Annotations`` and ``JPEGImages``, as Pascal VOC has it.
         parquet: Parquet files: a path, a folder or a glob pattern.
@@ -51,6 +58,8 @@ class SourceSpec(BaseModel):
         huggingface: A folder written by ``save_to_disk`` of the datasets package.
         image: Column with the images (parquet, huggingface): bytes, a struct of bytes and path, or a path or URL.
             Needed where more than one column could be it.
+        rescale: Labels say the size of the image that they were drawn on. Where it was scaled evenly since, scale them
+            with it; else they are refused.
         key: Column with the keys (parquet); else keys are made of the file name and row number.
         storage_options: Handed to fsspec to open remote locations, such as ``{endpoint_url: …}``.
     """
@@ -66,6 +75,7 @@ class SourceSpec(BaseModel):
     huggingface: Location | None = None
     image: str | None = None
     key: str | None = None
+    rescale: bool = False
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
 
     @model_validator(mode="before")
@@ -74,7 +84,7 @@ class SourceSpec(BaseModel):
         value = _path_text(value)
         if isinstance(value, str):
             return {"folder": value}
-        if isinstance(value, dict) and isinstance(_path_text(value.get("coco")), str):
+        if isinstance(value, dict) and isinstance(_path_text(value.get("coco")), (str, list)):
             return {**value, "coco": {"annotations": value["coco"]}}
         return value
 
@@ -114,8 +124,9 @@ def open_source(spec: SourceSpec, sizes: Sizes | None = None) -> Source:
     if spec.coco is not None:
         from pipelines.sources.coco import CocoSource
 
-        images = spec.coco.images
-        return CocoSource(as_location(spec.coco.annotations), images and as_location(images), storage, sizes)
+        images, given = spec.coco.images, spec.coco.annotations
+        annotations = [as_location(each) for each in ([given] if isinstance(given, str) else given)]
+        return CocoSource(annotations, images and as_location(images), storage, sizes, spec.rescale)
     if spec.yolo is not None:
         from pipelines.sources.yolo import YoloSource
 

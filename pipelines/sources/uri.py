@@ -31,6 +31,11 @@ def protocol(location: str) -> str:
     return match[1].lower() if match else ""
 
 
+def has_user(location: str) -> bool:
+    """Whether a URL holds a user, and with it perhaps a password."""
+    return bool(protocol(location)) and "@" in location.partition("://")[2].partition("/")[0]
+
+
 def is_remote(location: str) -> bool:
     """Whether the location is a URL of another machine."""
     return protocol(location) not in ("", "file")

@@ -251,6 +251,57 @@ def test_a_refusal_says_what_to_do(where: str, words: str) -> None:
         keep(where)
 
 
+def taken(where: str, kind: pa.DataType) -> list[bool]:
+    """What a condition keeps of pictures taken at noon of 1 and of 3 May 2026, by UTC."""
+    days = pa.array([1777636800, 1777809600], pa.timestamp("s", "UTC")).cast(kind)
+    table = pa.table({"image_id": [1, 2], "key": ["a", "b"], "taken": days})
+    operator = keep(where)
+    operator.check({"taken": kind})
+    return [decision == KEPT for decision in operator.compute(table).decisions or []]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("us", "Asia/Tokyo")])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "taken + interval 30 hours < timestamp '2026-05-03'", "taken - interval 1 day < timestamp '2026-05-02'",
+        "taken - timestamp '2026-05-01' < interval 1 day", "day(taken) = 1",
+        "date_trunc('day', taken) = timestamp '2026-05-01'",
+        "strftime(taken, '%H %d') = '12 01'", "date_diff('day', timestamp '2026-05-01', taken) = 0",
+    ],
+)  # fmt: skip
+def test_times_of_a_zone_are_reckoned_in_utc(where: str, kind: pa.DataType) -> None:
+    assert taken(where, kind) == [True, False]
+
+
+def test_sums_of_columns() -> None:
+    assert kept("sharpness + inspect.sharpness > 0.7") == [False, True, False, False]
+    assert kept("-min_side + 30 - 1 > 0 and image_id + 1 < 4") == kept("min_side < 29 and image_id < 3")
+
+
+@pytest.mark.parametrize("stability", ["CONSISTENT_WITHIN_QUERY", "VOLATILE"])
+def test_of_several_functions_of_a_name_the_one_that_is_called_is_judged(
+    monkeypatch: pytest.MonkeyPatch, stability: str
+) -> None:
+    from operators import functions
+
+    catalogue = dict(functions._catalogue())
+    floats = ("FLOAT", "FLOAT")
+    catalogue["+"] = tuple(
+        overload._replace(stability=stability if overload.parameters == floats else overload.stability)
+        for overload in catalogue["+"]
+    )
+    monkeypatch.setattr(functions, "_catalogue", lambda: catalogue)
+    for where in ("sharpness + sharpness > 0.5", "len(list_filter([1], lambda n: n + sharpness > 1)) > 0"):
+        operator = keep(where)
+        with pytest.raises(OperatorError, match=r"its row alone but \+ of FLOAT and FLOAT depends on") as caught:
+            operator.check(types(operator))
+        assert caught.value.param == ("where",)
+    for where in ("min_side + 1 > 30", "sharpness::double + 1 > 1.5"):
+        operator = keep(where)
+        operator.check(types(operator))
+
+
 @pytest.mark.parametrize(
     ("where", "words"),
     [
