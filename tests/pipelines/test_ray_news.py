@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import ray_news
-from pipelines.config import load_pipeline
+from pipelines.config.pipeline import load_pipeline
+from pipelines.engine import ray_news
+from pipelines.engine.ray_news import Teller, Watch
+from pipelines.engine.receipts import Partial, Receipt
+from pipelines.engine.terminal import TerminalReporter
 from pipelines.errors import UserError
-from pipelines.ray_news import Teller, Watch
-from pipelines.receipts import Partial, Receipt
 from pipelines.run import Options, run
-from pipelines.terminal import TerminalReporter
 from tests.drawing import folder_of_images
 from tests.toys import logged
 
@@ -152,7 +152,7 @@ def test_workers_that_a_cluster_never_starts_are_a_sentence(monkeypatch: pytest.
     """Others took the cluster's only CPU when the plan was made: Ray waits for it without an end and without a word."""
     import ray
 
-    from pipelines import on_ray
+    from pipelines.engine import on_ray
 
     monkeypatch.setattr(ray_news, "SILENT_SECONDS", 5.0)
     session = on_ray.ray_session
