@@ -7,11 +7,12 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import yaml
 
+from operators.applying.patience import Limits
 from operators.base import OperatorError
 from operators.ontology import Ontology
 from pipelines.config.pipeline import Pipeline
@@ -51,6 +52,7 @@ class Options:
         verbose: Let Ray's own messages through.
         report: Write ``report.html`` at the end, unless the one that is there shows the same results.
         gpu_memory_gb: Of one GPU, where it cannot be asked or is shared; None to ask it.
+        limits: How long to wait for what passes, and whether to go on without it.
     """
 
     inline: bool = False
@@ -59,6 +61,7 @@ class Options:
     verbose: bool = False
     report: bool = False
     gpu_memory_gb: float | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, Any]:
@@ -82,7 +85,7 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
     reporter.source_read(intake)
     write_pipeline(pipeline, store)
 
-    layout = Layout.of(store, pipeline.steps)
+    layout = Layout.of(store, pipeline.steps, options.limits)
     done = {step.position: layout.done(step.position) & intake.shards.keys() for step in pipeline.steps}
     reporter.planned(layout, done, intake.shards)
     everything = sorted(intake.shards)
@@ -242,7 +245,7 @@ def _summary(pipeline: Pipeline, layout: Layout, intake: Intake) -> dict[str, An
     state = state_of(layout, intake.shards)
     if layout.store.exists(SUMMARY_FILE):
         earlier = json.loads(layout.store.read(SUMMARY_FILE))
-        if earlier.get("state") == state:
+        if earlier.get("state") == state and not earlier["outcome"].get("undone"):
             return dict(earlier)
     summary = {"pipeline": pipeline.settings.name, "state": state, **summarise(layout, intake.shards)}
     return {**summary, "source_problems": intake.problems[:1000], "source_problem_count": len(intake.problems)}

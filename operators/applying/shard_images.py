@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from operators.base import RowError
 from operators.images.decoded import DecodedImage, decode
+from operators.moment import kind_of
 
 Fetch = Callable[[str], bytes]
 
@@ -35,11 +36,20 @@ class ShardImages:
         self._lock = threading.Lock()
         self.seconds = 0.0
 
+    def forget(self) -> None:
+        """Give the memory of remembered images back. They are decoded again when they are asked for."""
+        with self._lock:
+            kept = [row for row, outcome in self._kept.items() if isinstance(outcome, DecodedImage)]
+            for row in kept:
+                image = self._kept.pop(row)
+                assert isinstance(image, DecodedImage)
+                self._budget += image.pixels.nbytes + len(image.data)
+
     def get(self, row: int) -> DecodedImage:
         """The decoded image of a row.
 
         Raises:
-            RowError: It cannot be read; the same error every time.
+            RowError: It cannot be read; the same error every time, unless it is of the moment.
         """
         known = self._kept.get(row)
         if isinstance(known, RowError):
@@ -51,6 +61,8 @@ class ShardImages:
         try:
             outcome = decode(self._fetch(self._uris[row]))
         except RowError as error:
+            if kind_of(error) is not None:
+                raise
             outcome = error
         size = 0 if isinstance(outcome, RowError) else outcome.pixels.nbytes + len(outcome.data)
         with self._lock:

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 import pyarrow as pa
 
 from operators.applying.apply import THREADS, Job, Timing, Worker, apply, apply_together
+from operators.applying.patience import Patience
 from operators.applying.shard_images import ShardImages
 from operators.base import OperatorError
+from pipelines.engine.outages import Outage, stopped
 from pipelines.engine.receipts import OnNews, Partial, Receipt, receipt_of
 from pipelines.errors import UserError
 from pipelines.run_folder.layout import Layout, active_rows, column_of
@@ -43,6 +45,7 @@ class ShardWorker:
         threads: int = THREADS,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
+        self._patience = Patience(layout.limits)
         self._layout = layout
         self._steps = [layout.steps[position] for position in positions]
         self._fetch = fetch
@@ -51,7 +54,13 @@ class ShardWorker:
         self._workers: dict[int, Worker] = {}
 
     def run(self, shard: int, on_news: OnNews | None = None) -> list[Receipt]:
-        """Do what is not done yet of the steps for a shard; one receipt per step."""
+        """Do what is not done yet of the steps for a shard; one receipt per step.
+
+        Raises:
+            Outage: A step leaves so many images undone that going on makes no sense. Its results are kept.
+            UserError: A step cannot go on at all.
+            AcceleratorLost: This process can no longer use its GPU; another one has to do the shard.
+        """
         tell = on_news or (lambda news: None)
         receipts, waiting = [], []
         for step in self._steps:
@@ -75,11 +84,17 @@ class ShardWorker:
     def _run_wave(self, work: _Shard, wave: Sequence[Step], tell: OnNews) -> list[Receipt]:
         began = time.time()
         jobs = [work.job(step, self._worker(step), _at_intervals(tell, step.name, work.shard)) for step in wave]
-        if wave[0].is_image:
-            results = apply_together(jobs, work.images, self._threads)
-        else:
-            results = [apply(job) for job in jobs]
-        return [self._commit(work, step, *result, began, tell) for step, result in zip(wave, results, strict=True)]
+        with stopped(wave):
+            if wave[0].is_image:
+                results = apply_together(jobs, work.images, self._threads)
+            else:
+                results = [apply(job) for job in jobs]
+        receipts = [self._commit(work, step, *result, began, tell) for step, result in zip(wave, results, strict=True)]
+        for step in wave:
+            reason = self._worker(step).watch.reason
+            if reason is not None:
+                raise Outage(step.name, reason)
+        return receipts
 
     def _commit(self, work: _Shard, step: Step, table: pa.Table, timing: Timing, began: float, tell: OnNews) -> Receipt:
         started = time.perf_counter()
@@ -95,7 +110,7 @@ class ShardWorker:
     def _worker(self, step: Step) -> Worker:
         if step.position not in self._workers:
             load(step)
-            self._workers[step.position] = Worker(step.operator)
+            self._workers[step.position] = Worker(step.operator, self._patience)
         return self._workers[step.position]
 
 
