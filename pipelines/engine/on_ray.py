@@ -28,11 +28,11 @@ from pipelines.engine.placement import Phase
 from pipelines.engine.ray_news import Teller, Watch, collected
 from pipelines.engine.ray_tasks import RETRIES, RayTasks
 from pipelines.engine.receipts import OnNews
+from pipelines.engine.spread import Pool
 from pipelines.engine.work import ShardWorker, use_threads
 from pipelines.errors import UserError
 from pipelines.run_folder.layout import Layout
 from pipelines.sources import Fetcher
-from pipelines.spread import Pool
 from pipelines.steps import Step
 
 

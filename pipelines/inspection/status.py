@@ -16,9 +16,9 @@ from operators.wording import counted
 from pipelines.config.pipeline import Pipeline, build_pipeline
 from pipelines.config.yaml_file import parse_yaml
 from pipelines.engine.placement import Pool, place, segments
+from pipelines.engine.resources import parse_resources, resources_here, stated_gpu_memory
 from pipelines.engine.terminal import outcome_line
 from pipelines.errors import UserError, nearest
-from pipelines.resources import parse_resources, resources_here, stated_gpu_memory
 from pipelines.run import PIPELINE_FILE, SUMMARY_FILE, open_output, state_of
 from pipelines.run_folder.layout import Layout
 from pipelines.run_folder.shards import known_shards, read_shard, take_in

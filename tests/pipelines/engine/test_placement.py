@@ -8,8 +8,8 @@ import pytest
 
 from operators.base import DatasetOperator, ImageOperator, Needs, OperatorParams, TableOperator, TableResult
 from pipelines.engine.placement import place, segments
+from pipelines.engine.resources import Node, Resources
 from pipelines.errors import UserError
-from pipelines.resources import Node, Resources
 from pipelines.steps import Step, chain
 
 
