@@ -102,7 +102,7 @@ class Teller:
             news, self._news = list(self._news.values()), {}
             (began, used), self._since = self._since, (time.monotonic(), time.process_time())
             elapsed, computed = self._since[0] - began, self._since[1] - used
-        self._send(news, waits or computed > BUSY * elapsed)
+        self._send(news, waits or computed > BUSY * max(elapsed, self._seconds))
 
 
 class Watch:
