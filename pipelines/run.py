@@ -134,8 +134,7 @@ def _run_segment(
 
         run_segment(layout, segment, shards, everything, fetch, on_news)
         return
-    from pipelines import ray_resources
-    from pipelines.engine import on_ray
+    from pipelines.engine import on_ray, ray_resources
 
     if segment[0].is_dataset:
         on_ray.run_barrier(layout, segment[0], everything, on_news)

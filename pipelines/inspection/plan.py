@@ -12,7 +12,7 @@ from rich.table import Table
 from operators.wording import counted
 from pipelines.config.pipeline import Pipeline
 from pipelines.engine.placement import Pool, place, segments
-from pipelines.resources import parse_resources, resources_here, stated_gpu_memory
+from pipelines.engine.resources import parse_resources, resources_here, stated_gpu_memory
 from pipelines.run_folder.layout import Layout
 from pipelines.run_folder.reopen import open_output
 from pipelines.run_folder.shards import take_in
