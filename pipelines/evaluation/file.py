@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.evaluation.truth import truth_files
-from pipelines.inspection.status import reopen
-from pipelines.run import PIPELINE_FILE, state_of
+from pipelines.run_folder.reopen import PIPELINE_FILE, reopen, state_of
 
 EVALUATION_FILE = "evaluation.json"
 

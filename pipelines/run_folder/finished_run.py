@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.errors import UnfinishedRun
-from pipelines.inspection.status import reopen
 from pipelines.run_folder.layout import column_of
 from pipelines.run_folder.outcomes import outcomes
+from pipelines.run_folder.reopen import reopen
 from pipelines.run_folder.shards import read_shard
 from pipelines.steps import Input
 
