@@ -112,6 +112,7 @@ class Pipeline(ImageOperator):
     """
 
     name = "pipeline"
+    labels = "raw"
 
     class Params(OperatorParams):
         """Which task, which model, and its arguments.

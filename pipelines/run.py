@@ -16,10 +16,11 @@ from operators.applying.patience import Limits
 from operators.base import OperatorError
 from operators.ontology import Ontology
 from pipelines.config.pipeline import Pipeline
-from pipelines.engine.export_run import export_all, labels_column
+from pipelines.engine.export_run import export_all
 from pipelines.engine.placement import Phase, place, segments
 from pipelines.engine.receipts import News, OnNews, Receipt
 from pipelines.errors import UserError
+from pipelines.exports.columns import export_labels
 from pipelines.run_folder.layout import Layout, column_of
 from pipelines.run_folder.outcomes import summarise, write_json
 from pipelines.run_folder.shards import Intake, take_in
@@ -216,7 +217,7 @@ def _check_ready(steps: Sequence[Step]) -> None:
 
 def export_classes(pipeline: Pipeline, layout: Layout, shards: dict[int, int], source: Source) -> list[str]:
     """Class names of the exported labels, in the order of their ids: the ontology's, the source's, or by name."""
-    labels = labels_column(layout.steps, pipeline.labels)
+    labels = export_labels(layout.steps, pipeline.labels)
     ontology = pipeline.settings.ontology
     if labels.step is not None:
         own = getattr(layout.steps[labels.step].operator.params, "ontology", None)

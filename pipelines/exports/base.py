@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -43,6 +44,8 @@ class ExportImage:
         words: Dicts of `operators.read.WORD`; None where nobody looked for words.
         caption: A sentence about the image, if there is one.
         image_class: The class of the image as a whole, if there is one.
+        label_state: One of `operators.columns.schemas.LABEL_STATES`. Only of an image that is ``read`` do `detections`
+            say what is there, and what is not.
     """
 
     image_id: int
@@ -56,6 +59,7 @@ class ExportImage:
     words: list[dict[str, Any]] | None = None
     caption: str | None = None
     image_class: str | None = None
+    label_state: str = "read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class Dataset:
         provenance: Where the dataset came from and how it was made, as JSON values. ``licences``, a list of names or
             URLs, goes where the format has a place for it. ``models`` lists the models that made the labels, as
             `pipelines.exports.columns.models_used` gives them.
+        left_out: Images that are not among them because nobody knows what is on them, by the state of their labels.
     """
 
     images: Iterator[ExportImage]
@@ -77,6 +82,7 @@ class Dataset:
     splits: list[str]
     fetch: Fetch
     provenance: dict[str, Any]
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def checked(self) -> Iterator[ExportImage]:
         """The images, each checked against what is promised of them.
@@ -130,16 +136,29 @@ class ExportSummary:
     paths: tuple[str, ...]
 
 
-class ExportParams(BaseModel):
+class LabelParams(BaseModel):
+    """What becomes of images that nobody looked at, and of those with labels that could not be taken.
+
+    Attributes:
+        unread: `leave_out`, or `background`: take them as images with nothing on them.
+        refused: `leave_out`, or `rest`: write them with those of their labels that could be taken.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    unread: Literal["leave_out", "background"] = "leave_out"
+    refused: Literal["leave_out", "rest"] = "leave_out"
+
+
+class ExportParams(LabelParams):
     """Parameters of every export.
 
     Attributes:
+        unread, refused: See `LabelParams`.
         images: `link` makes hard links to originals on the same disk and copies others; `copy` copies all of them, for
             a dataset that will be edited in place, since a link and its original are one file; `none` writes labels
             only. Bytes are never re-encoded.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     images: Literal["link", "copy", "none"] = "link"
 
@@ -150,10 +169,13 @@ class Exporter(ABC):
     Attributes:
         name: What a pipeline calls it.
         version: Raised when the same input gives other files, so that a finished run writes them anew.
+        images_alone: When images that nobody looked at are written as such: ``always`` as tasks for people; for
+            training only ``where nobody looked at any``, so that it is a set of images; or ``never``.
     """
 
     name: ClassVar[str] = ""
     version: ClassVar[int] = 1
+    images_alone: ClassVar[Literal["always", "where nobody looked at any", "never"]] = "never"
 
     class Params(ExportParams):
         pass
@@ -167,6 +189,10 @@ class Exporter(ABC):
         Where ``class`` is among them, `write` is handed the classes of images, not those of objects.
         """
         return ()
+
+    def labelled(self, image: ExportImage) -> bool:
+        """Whether the format says all that it should of an image, though its objects may be unread."""
+        return "class" in self.needs() or image.label_state == "read"
 
     @abstractmethod
     def write(self, dataset: Dataset, out: Output) -> ExportSummary:

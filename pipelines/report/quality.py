@@ -9,9 +9,9 @@ from typing import Any
 
 from operators.columns.schemas import SIDES
 from operators.measures.detections import bbox, corners, match
-from pipelines.engine.export_run import labels_column
 from pipelines.evaluation.evaluate import evaluate_run
 from pipelines.evaluation.truth import Truth, read_truth
+from pipelines.exports.columns import labels_column
 from pipelines.report.run_reader import Figures, RunReader, ShardView
 from pipelines.run_folder.shards import read_shard
 from pipelines.steps import Input

@@ -122,9 +122,10 @@ def known_shards(store: Store) -> dict[int, int]:
 def read_shard(store: Store, shard: int, columns: list[str] | None = None) -> pa.Table:
     """The rows of a shard, all columns of `operators.columns.schemas.SHARD` or some."""
     name = f"{FOLDER}/{shard_name(shard)}"
-    if columns is not None and not LATER.keys() & set(columns):
-        return store.read_table(name, columns)
-    table = store.read_table(name)
+    try:
+        return store.read_table(name, columns or SHARD.names)
+    except KeyError:
+        table = store.read_table(name)
     for column, of in LATER.items():  # a run of an earlier version does not have them
         if column not in table.column_names:
             table = table.append_column(SHARD.field(column), of(table))
