@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from pipelines.errors import UserError
 from pipelines.exports.columns import export_labels
 from pipelines.run_folder.layout import Layout, column_of
 from pipelines.run_folder.outcomes import summarise, write_json
+from pipelines.run_folder.output_error import guarded
 from pipelines.run_folder.shards import Intake, take_in
 from pipelines.run_folder.store import Store
 from pipelines.sources import Fetcher, Source, open_source
@@ -72,10 +73,10 @@ def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, A
         What ``summary.json`` holds: the sums, and the exports.
 
     Raises:
-        UserError: The source, the output or a model is not what it must be.
+        UserError: The source, the output or a model is not what it must be, or an outage stops the run.
     """
     store = open_output(pipeline)
-    with store.locked():
+    with store.locked(), guarded(store, PIPELINE_FILE):
         return _run(pipeline, store, options, reporter)
 
 
@@ -260,11 +261,13 @@ class _Events:
 
     def add(self, event: str, **values: Any) -> None:
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, ensure_ascii=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        with suppress(OSError):  # a full disk: the results, which matter, will say so
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
 
     def __enter__(self) -> _Events:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()

@@ -223,6 +223,7 @@ def _prepare_ahead(streams: Sequence[_Stream], images: ShardImages, threads: int
     """For every image that some operator sees, in row order, what each `prepare` gave; threads work ahead."""
     actives = np.stack([stream.job.active for stream in streams])
     indices = np.flatnonzero(actives.any(axis=0)).tolist()
+    images.expect(indices)
     smallest = min(stream.job.worker.batch for stream in streams)
     # A thread takes several images at a time: waking the other thread for each would cost more than it hides.
     size = max(1, min(CHUNK, smallest // 2))

@@ -9,10 +9,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
 from operators.applying.apply import THREADS, Job, Timing, Worker, apply, apply_together
+from operators.applying.fetch_ahead import UNDER_WAY, FetchAhead
 from operators.applying.patience import Patience
 from operators.applying.shard_images import ShardImages
 from operators.base import OperatorError
@@ -22,6 +24,7 @@ from pipelines.errors import UserError
 from pipelines.run_folder.layout import Layout, active_rows, column_of
 from pipelines.run_folder.shards import read_shard
 from pipelines.sources import Fetcher
+from pipelines.sources.uri import is_remote
 from pipelines.steps import Step
 
 CACHE_BYTES = 512 * 2**20
@@ -52,6 +55,8 @@ class ShardWorker:
         self._threads = threads
         self._cache_bytes = cache_bytes
         self._workers: dict[int, Worker] = {}
+        # Threads start only when something is fetched ahead.
+        self._ahead = FetchAhead(fetch, ThreadPoolExecutor(UNDER_WAY, thread_name_prefix="fetch"))
 
     def run(self, shard: int, on_news: OnNews | None = None) -> list[Receipt]:
         """Do what is not done yet of the steps for a shard; one receipt per step.
@@ -74,7 +79,7 @@ class ShardWorker:
         if waiting:
             for step in waiting:
                 self._worker(step)
-            work = _Shard(self._layout, shard, self._fetch, self._cache_bytes)
+            work = _Shard(self._layout, shard, self._fetch, self._cache_bytes, self._ahead)
             order = list(waves(waiting))
             for number, wave in enumerate(order):
                 work.images.remember = any(later[0].is_image for later in order[number + 1 :])
@@ -117,10 +122,11 @@ class ShardWorker:
 class _Shard:
     """One shard while a worker is on it: its rows, its images, and the tables computed so far."""
 
-    def __init__(self, layout: Layout, shard: int, fetch: Fetcher, cache_bytes: int) -> None:
+    def __init__(self, layout: Layout, shard: int, fetch: Fetcher, cache_bytes: int, ahead: FetchAhead) -> None:
         self.layout, self.shard = layout, shard
         self.rows = read_shard(layout.store, shard, ["image_id", "key", "uri"])
-        self.images = ShardImages(self.rows.column("uri").to_pylist(), fetch, cache_bytes)
+        uris = self.rows.column("uri").to_pylist()
+        self.images = ShardImages(uris, fetch, cache_bytes, ahead if any(is_remote(uri) for uri in uris) else None)
         self.tables: dict[int, pa.Table] = {}
 
     def job(self, step: Step, worker: Worker, on_progress: Callable[[int], None]) -> Job:
