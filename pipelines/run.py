@@ -22,7 +22,7 @@ from pipelines.engine.receipts import News, OnNews, Receipt
 from pipelines.errors import UserError
 from pipelines.exports.columns import export_labels
 from pipelines.exports.foreseen import export_problems
-from pipelines.run_folder.arrived import strict_problem, write_refused
+from pipelines.run_folder.arrived import Arrived, strict_problem, write_refused
 from pipelines.run_folder.layout import Layout, column_of
 from pipelines.run_folder.outcomes import summarise, write_json
 from pipelines.run_folder.output_error import guarded
@@ -117,9 +117,8 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
                     if shards:
                         _run_segment(layout, segment, shards, everything, fetch, options, reporter, on_news)
 
-    summary = _summary(pipeline, layout, intake)
+    summary = _summary(pipeline, layout, intake, arrived)
     classes = export_classes(pipeline, layout, intake.shards, source)
-    summary["labels"] = {"images": arrived.images, "refused": arrived.refused}
     summary["exports"] = export_all(pipeline, layout, intake.shards, classes, fetch)
     write_json(layout, SUMMARY_FILE, summary)
     if options.report:
@@ -252,7 +251,7 @@ def state_of(layout: Layout, shards: dict[int, int]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _summary(pipeline: Pipeline, layout: Layout, intake: Intake) -> dict[str, Any]:
+def _summary(pipeline: Pipeline, layout: Layout, intake: Intake, arrived: Arrived) -> dict[str, Any]:
     """The sums; those of the last run when nothing has changed since."""
     state = state_of(layout, intake.shards)
     if layout.store.exists(SUMMARY_FILE):
@@ -260,7 +259,8 @@ def _summary(pipeline: Pipeline, layout: Layout, intake: Intake) -> dict[str, An
         if earlier.get("state") == state and not earlier["outcome"].get("undone"):
             return dict(earlier)
     summary = {"pipeline": pipeline.settings.name, "state": state, **summarise(layout, intake.shards)}
-    return {**summary, "source_problems": intake.problems[:1000], "source_problem_count": len(intake.problems)}
+    problems = {"source_problems": intake.problems[:1000], "source_problem_count": len(intake.problems)}
+    return {**summary, **problems, "labels": {"images": arrived.images, "refused": arrived.refused}}
 
 
 class _Events:

@@ -98,10 +98,10 @@ def run(
 
 @user_errors
 def check(pipeline: PipelineFile, set_: Overrides = None, strict: Strict = False, as_json: AsJson = False) -> None:
-    """Check a pipeline file, its models and its source: names, parameters, columns, weights, labels.
+    """Check a pipeline file: names, parameters, columns and types.
 
-    Decodes no image and starts nothing. A remote source is not looked at. With --json the mistakes found are printed as
-    JSON too.
+    Looks also whether weights and source are here, and what labels the source has, unless it is remote. Decodes no
+    image and starts nothing. With --json the mistakes found are printed as JSON too.
     """
     from pipelines.config.pipeline import load_pipeline
     from pipelines.errors import ConfigError

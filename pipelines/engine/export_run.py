@@ -133,9 +133,6 @@ def _wanted(
         writer: The export.
         labelled: Whether somebody looked at any.
         left_out: Counts the others.
-
-    Raises:
-        ExportError: Nobody looked at any, and the format has no place for images alone.
     """
     alone = writer.images_alone == "always" or (not labelled and writer.images_alone != "never")
     for image in images:
@@ -147,11 +144,6 @@ def _wanted(
             yield replace(image, label_state="read")
         elif image.label_state == "unread" and alone:
             yield image
-        elif not labelled:
-            raise ExportError(
-                "the dataset must have labels but no step makes any and the source has none; `unread: background` "
-                f"under `{writer.name}:` takes every image as one with nothing on it"
-            )
         else:
             left_out[image.label_state] += 1
 

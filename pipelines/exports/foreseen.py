@@ -47,12 +47,6 @@ def _no_labels(pipeline: Pipeline, export: Export, arrived: Arrived) -> str | No
         return None
     if (step := raw_step(pipeline.steps)) is not None:
         return f"the dataset {raw_problem(step)}; the source has no labels either"
-    takes = getattr(export.params, "unread", None) == "background" or getattr(export.params, "task", None) == "obb"
-    if writer.images_alone == "never" and not takes:
-        return (
-            "the dataset must have labels but no step makes any and the source has none; `unread: background` "
-            f"under `{export.name}:` takes every image as one with nothing on it"
-        )
     return None
 
 
@@ -68,10 +62,11 @@ def _no_split(pipeline: Pipeline, arrived: Arrived) -> str | None:
     if any(each.step is None and each.column == "split" for step in pipeline.steps for each in step.inputs.values()):
         return None  # a condition of the user's own
     known = ", ".join(sorted(name for name in arrived.splits if name is not None))
+    lost = arrived.splits[None]
     return (
-        f"every image must be in one of the source's splits {known} but {counted(arrived.splits[None], 'image')}, such as "
-        f"{arrived.unsplit!r}, {plural_of(arrived.splits[None], 'is', 'are')} in none: leave out what is in none with a "
-        'step `- keep: "source.split is not null"`, or divide all anew with `split:` under `export:`'
+        f"every image must be in one of the source's splits {known} but {counted(lost, 'image')}, such as "
+        f"{arrived.unsplit!r}, {plural_of(lost, 'is', 'are')} in none: leave out what is in none with a step "
+        '`- keep: "source.split is not null"`, or divide all anew with `split:` under `export:`'
     )
 
 
