@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from operators.base import Operator
-from operators.errors import OperatorError
+from operators.base import Operator, OperatorError
 from pipelines.steps import ColumnError, Input, Step, chain, resolve
 from tests.toys import Brightness, Rank, Threshold
 
