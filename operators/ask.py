@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pyarrow as pa
 from pydantic import AfterValidator, Field, model_validator
 
-from operators.base import Needs, RowError, tuning
+from operators.base import Needs, tuning
 from operators.engines.image_text_to_text import answerer
 from operators.engines.image_text_to_text.answerer import Reply, Requests
 from operators.engines.image_text_to_text.json_answer import JsonAnswer
+from operators.errors import RowError
 from operators.models.card import ModelCard, require
 from operators.models.operator import ModelOperator, ModelParams
 
@@ -43,7 +44,8 @@ class Ask(ModelOperator):
 
     Every image is shown with the same prompt. Without `answers` the model writes what it likes, always the likeliest
     next word; with them it chooses, and says how sure it is; with a `schema` it answers with JSON. The model runs here,
-    or behind any OpenAI-compatible endpoint: an image that the endpoint does not answer for is failed, with the reason.
+    or behind any OpenAI-compatible endpoint: an image that the endpoint refuses is failed, with the reason; where the
+    endpoint cannot be reached or is busy, the image is left undone, and the run stops if it goes on like that.
     """
 
     name = "ask"
@@ -62,7 +64,8 @@ class Ask(ModelOperator):
             concurrency: Requests in flight to an endpoint, of each worker.
             timeout: Seconds until a request to an endpoint is given up.
             retries: How often a request to an endpoint is sent again, after pauses that grow from half a second to
-                eight, or that the server asks for.
+                eight, or that the server asks for; with others of its batch it is then tried again for longer, as
+                `labelmill run --patience` says.
         """
 
         model: AnswerCard = tuning(...)
@@ -133,6 +136,4 @@ class Ask(ModelOperator):
 
 
 def _row(reply: Reply) -> dict[str, Any] | RowError:
-    if reply.problem:
-        return RowError(reply.problem)
-    return {"answer": reply.answer, "probability": reply.probability}
+    return reply.error() or {"answer": reply.answer, "probability": reply.probability}

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from operators.base import KEPT, Decision, OperatorError, OperatorParams, TableOperator, TableResult
+from operators.base import KEPT, Decision, OperatorParams, TableOperator, TableResult
 from operators.columns.schemas import DETECTIONS
 from operators.detections.sightings import Detections, Floats, Sightings, overlaps, sightings, usable
+from operators.errors import OperatorError
 from operators.labels.findings import LABEL_ERRORS, finding, pool, surest_first
 from operators.labels.judge import MET, SAME, Labels, Regions, judge
 from operators.ontology import Ontology, normalise

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import yaml
-
-from operators.base import OperatorError
-from operators.ontology import Ontology
+from operators.applying.patience import Limits
+from operators.errors import OperatorError
 from pipelines.config.pipeline import Pipeline
-from pipelines.engine.export_run import export_all, labels_column
+from pipelines.engine.export_run import export_all
 from pipelines.engine.placement import Phase, place, segments
 from pipelines.engine.receipts import News, OnNews, Receipt
 from pipelines.errors import UserError
-from pipelines.run_folder.layout import Layout, column_of
+from pipelines.run_folder.guard import guarded
+from pipelines.run_folder.layout import Layout
 from pipelines.run_folder.outcomes import summarise, write_json
+from pipelines.run_folder.reopen import (
+    PIPELINE_FILE,
+    SUMMARY_FILE,
+    export_classes,
+    open_output,
+    state_of,
+    write_pipeline,
+)
 from pipelines.run_folder.shards import Intake, take_in
 from pipelines.run_folder.store import Store
 from pipelines.sources import Fetcher, Source, open_source
 from pipelines.steps import Step
-
-PIPELINE_FILE = "pipeline.yaml"
-SUMMARY_FILE = "summary.json"
 
 
 class Reporter(Protocol):
@@ -51,6 +54,7 @@ class Options:
         verbose: Let Ray's own messages through.
         report: Write ``report.html`` at the end, unless the one that is there shows the same results.
         gpu_memory_gb: Of one GPU, where it cannot be asked or is shared; None to ask it.
+        limits: How long to wait for what passes, and whether to go on without it.
     """
 
     inline: bool = False
@@ -59,6 +63,7 @@ class Options:
     verbose: bool = False
     report: bool = False
     gpu_memory_gb: float | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, Any]:
@@ -68,10 +73,10 @@ def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, A
         What ``summary.json`` holds: the sums, and the exports.
 
     Raises:
-        UserError: The source, the output or a model is not what it must be.
+        UserError: The source, the output or a model is not what it must be, or an outage stops the run.
     """
     store = open_output(pipeline)
-    with store.locked():
+    with store.locked(), guarded(store, PIPELINE_FILE):
         return _run(pipeline, store, options, reporter)
 
 
@@ -82,7 +87,7 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
     reporter.source_read(intake)
     write_pipeline(pipeline, store)
 
-    layout = Layout.of(store, pipeline.steps)
+    layout = Layout.of(store, pipeline.steps, options.limits)
     done = {step.position: layout.done(step.position) & intake.shards.keys() for step in pipeline.steps}
     reporter.planned(layout, done, intake.shards)
     everything = sorted(intake.shards)
@@ -129,8 +134,7 @@ def _run_segment(
 
         run_segment(layout, segment, shards, everything, fetch, on_news)
         return
-    from pipelines import ray_resources
-    from pipelines.engine import on_ray
+    from pipelines.engine import on_ray, ray_resources
 
     if segment[0].is_dataset:
         on_ray.run_barrier(layout, segment[0], everything, on_news)
@@ -150,50 +154,6 @@ def _session(options: Options) -> AbstractContextManager[None]:
     return ray_session(options.address, options.workers, options.verbose)
 
 
-def open_output(pipeline: Pipeline) -> Store:
-    """The run's directory.
-
-    Raises:
-        UserError: Something else is there already; nothing is touched.
-    """
-    store = Store(pipeline.settings.output)
-    names = store.names()
-    if not names:
-        return store
-    if PIPELINE_FILE not in names:
-        if set(names) <= {"shards"}:
-            return store
-        raise UserError(
-            f"output {store.address()} is not empty and no run of labelmill (it has no {PIPELINE_FILE}); "
-            "choose another output"
-        )
-    earlier = yaml.safe_load(store.read(PIPELINE_FILE))
-    mine = identity(pipeline.document)
-    theirs = identity(earlier)
-    for key, value in mine.items():
-        if theirs.get(key) != value:
-            raise UserError(
-                f"output {store.address()} belongs to another pipeline: its {key} is {theirs.get(key)!r}, "
-                f"this one's is {value!r}; choose another output, or remove that run"
-            )
-    return store
-
-
-def identity(document: dict[str, Any]) -> dict[str, Any]:
-    """What makes a pipeline the same one after its steps, or the keys to its source, were changed."""
-    source = document.get("source")
-    if isinstance(source, dict):
-        source = {key: value for key, value in source.items() if key != "storage_options"}
-    found: dict[str, Any] = json.loads(json.dumps({"name": document.get("name"), "source": source}))
-    return found
-
-
-def write_pipeline(pipeline: Pipeline, store: Store) -> None:
-    """Keep the resolved pipeline beside its results."""
-    text = yaml.safe_dump(pipeline.document, sort_keys=False, allow_unicode=True)
-    store.write(PIPELINE_FILE, text.encode())
-
-
 def _open(pipeline: Pipeline) -> tuple[Source, Fetcher]:
     spec = pipeline.settings.source
     return open_source(spec), Fetcher(dict(spec.storage_options))
@@ -211,38 +171,12 @@ def _check_ready(steps: Sequence[Step]) -> None:
         raise UserError("\n".join(problems))
 
 
-def export_classes(pipeline: Pipeline, layout: Layout, shards: dict[int, int], source: Source) -> list[str]:
-    """Class names of the exported labels, in the order of their ids: the ontology's, the source's, or by name."""
-    labels = labels_column(layout.steps, pipeline.labels)
-    ontology = pipeline.settings.ontology
-    if labels.step is not None:
-        own = getattr(layout.steps[labels.step].operator.params, "ontology", None)
-        ontology = own if isinstance(own, Ontology) else ontology
-        if ontology is not None:
-            return list(ontology.classes)
-    elif source.classes is not None:
-        return list(source.classes)
-    found: set[str] = set()
-    for shard in sorted(shards):
-        for detections in column_of(layout, labels, shard).to_pylist():
-            found.update(detection["class"] for detection in detections or [])
-    return sorted(found)
-
-
-def state_of(layout: Layout, shards: dict[int, int]) -> str:
-    """Identifies what a run's results are, to see whether anything changed."""
-    content = json.dumps(
-        [[step.fingerprint for step in layout.steps], [step.name for step in layout.steps], sorted(shards.items())]
-    )
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
 def _summary(pipeline: Pipeline, layout: Layout, intake: Intake) -> dict[str, Any]:
     """The sums; those of the last run when nothing has changed since."""
     state = state_of(layout, intake.shards)
     if layout.store.exists(SUMMARY_FILE):
         earlier = json.loads(layout.store.read(SUMMARY_FILE))
-        if earlier.get("state") == state:
+        if earlier.get("state") == state and not earlier["outcome"].get("undone"):
             return dict(earlier)
     summary = {"pipeline": pipeline.settings.name, "state": state, **summarise(layout, intake.shards)}
     return {**summary, "source_problems": intake.problems[:1000], "source_problem_count": len(intake.problems)}
@@ -256,11 +190,13 @@ class _Events:
 
     def add(self, event: str, **values: Any) -> None:
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, ensure_ascii=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        with suppress(OSError):  # a full disk: the results, which matter, will say so
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
 
     def __enter__(self) -> _Events:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()

@@ -28,7 +28,8 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Tell one image's whole story: every step and decision, and why."""
-    from pipelines.inspection.status import explain_image, print_explanation
+    from pipelines.inspection.explain import print_explanation
+    from pipelines.run_folder.image_story import explain_image
 
     story = explain_image(run_folder(run), key)
     show(story, as_json, print_explanation, default=str)

@@ -37,12 +37,32 @@ def run(
         bool, typer.Option("-v", "--verbose", help="Show Ray's own messages and full tracebacks.")
     ] = False,
     report: Annotated[bool, typer.Option(help="Write report.html at the end.")] = True,
+    patience: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="How long an image is tried again while a server, a network or memory is lacking.",
+        ),
+    ] = 90,
+    keep_going: Annotated[
+        bool,
+        typer.Option(
+            "--keep-going", help="Leave images undone, however many, where an outage would otherwise stop the run."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a pipeline: do whatever of it is not done yet."""
+    """Run a pipeline: do whatever of it is not done yet.
+
+    The exit status is 0 when every image has an outcome; 3 when some are undone, which the same command does next time;
+    2 when something is to be mended first; 1 when the run was stopped.
+    """
+    from operators.applying.patience import Limits
     from operators.applying.results import ContractError
     from operators.secrets import hide
     from pipelines.config.pipeline import load_pipeline
+    from pipelines.engine.outages import EXIT_UNDONE, undone_line
     from pipelines.engine.terminal import TerminalReporter
     from pipelines.run import Options
     from pipelines.run import run as run_pipeline
@@ -51,7 +71,9 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
     reporter = TerminalReporter(console(stderr=as_json))
     try:
-        summary = run_pipeline(loaded, Options(inline, workers, address, verbose, report, gpu_memory), reporter)
+        limits = Limits(patience, keep_going)
+        options = Options(inline, workers, address, verbose, report, gpu_memory, limits)
+        summary = run_pipeline(loaded, options, reporter)
     except KeyboardInterrupt:
         reporter.close()
         typer.echo(f"\nstopped; what was finished is kept. Go on with: {hide(command_line(context))}", err=True)
@@ -66,6 +88,10 @@ def run(
         typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
     else:
         reporter.finished(summary, loaded.settings.output)
+    undone = undone_line(summary)
+    if undone is not None:
+        typer.echo(f"{undone}: {command_line(context)}", err=True)
+        raise typer.Exit(EXIT_UNDONE)
 
 
 @user_errors
@@ -115,7 +141,7 @@ def plan(
     Tells each step, how much of it is done already, and how the rest is placed on this machine or on another cluster.
     """
     from pipelines.config.pipeline import load_pipeline
-    from pipelines.inspection.status import plan_of, print_plan
+    from pipelines.inspection.plan import plan_of, print_plan
 
     planned = plan_of(load_pipeline(pipeline, set_), workers, resources, gpu_memory)
     show(planned, as_json, print_plan)

@@ -17,8 +17,8 @@ from operators.ontology import Ontology
 from pipelines.config.pipeline import Export, Pipeline
 from pipelines.errors import UserError
 from pipelines.exports import exporter
-from pipelines.exports.base import Dataset, ExportError, ExportImage
 from pipelines.exports.columns import find_column, labels_column, models_used
+from pipelines.exports.dataset import Dataset, ExportError, ExportImage
 from pipelines.exports.files import Output
 from pipelines.run_folder.layout import Layout, column_of
 from pipelines.run_folder.outcomes import outcomes

@@ -9,8 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from pipelines.evaluation.truth import Truth
-from pipelines.inspection.status import reopen
-from pipelines.run import PIPELINE_FILE, state_of
+from pipelines.run_folder.reopen import PIPELINE_FILE, reopen, state_of
 
 EVALUATION_FILE = "evaluation.json"
 

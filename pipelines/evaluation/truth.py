@@ -16,8 +16,8 @@ from operators.review import REVIEWS
 from pipelines.errors import UserError
 from pipelines.evaluation.keys import aligned
 from pipelines.review.collect import DECISIONS_FILE, read_decisions
-from pipelines.run import PIPELINE_FILE
 from pipelines.run_folder.finished_run import FinishedRun
+from pipelines.run_folder.reopen import PIPELINE_FILE
 from pipelines.run_folder.store import Store
 from pipelines.sources.base import Entry
 from pipelines.sources.labels import LabelError, rle_mask

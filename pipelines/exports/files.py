@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import IO, Any, Literal, cast
 
-from pipelines.exports.base import ExportError, ExportImage, Fetch
+from pipelines.exports.dataset import ExportError, ExportImage, Fetch
 from pipelines.sources.uri import local_path
 
 THREADS = 8

@@ -11,9 +11,9 @@ import pyarrow as pa
 from operators.base import RowError
 from pipelines.errors import UnfinishedRun
 from pipelines.exports.columns import labels_column
-from pipelines.inspection.status import reopen
 from pipelines.run_folder.layout import column_of
 from pipelines.run_folder.outcomes import outcomes
+from pipelines.run_folder.reopen import reopen
 from pipelines.run_folder.shards import read_shard
 from pipelines.sources import Fetcher
 from pipelines.steps import Input

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.base import OperatorError
 from operators.columns.schemas import DETECTIONS
 from operators.detections.sightings import probability, sightings
+from operators.errors import OperatorError
 from operators.label_errors import LabelErrors
 from operators.labels.findings import KINDS, LABEL_ERRORS, pool
 from operators.ontology import Ontology
