@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -10,29 +9,30 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import yaml
-
 from operators.applying.patience import Limits
-from operators.base import OperatorError
-from operators.ontology import Ontology
+from operators.errors import OperatorError
 from pipelines.config.pipeline import Pipeline
 from pipelines.engine.export_run import export_all
 from pipelines.engine.placement import Phase, place, segments
 from pipelines.engine.receipts import News, OnNews, Receipt
 from pipelines.errors import UserError
-from pipelines.exports.columns import export_labels
 from pipelines.exports.foreseen import export_problems
 from pipelines.run_folder.arrived import Arrived, strict_problem, write_refused
-from pipelines.run_folder.layout import Layout, column_of
+from pipelines.run_folder.guard import guarded
+from pipelines.run_folder.layout import Layout
 from pipelines.run_folder.outcomes import summarise, write_json
-from pipelines.run_folder.output_error import guarded
+from pipelines.run_folder.reopen import (
+    PIPELINE_FILE,
+    SUMMARY_FILE,
+    export_classes,
+    open_output,
+    state_of,
+    write_pipeline,
+)
 from pipelines.run_folder.shards import Intake, take_in
 from pipelines.run_folder.store import Store
 from pipelines.sources import Fetcher, Source, open_source
 from pipelines.steps import Step
-
-PIPELINE_FILE = "pipeline.yaml"
-SUMMARY_FILE = "summary.json"
 
 
 class Reporter(Protocol):
@@ -143,8 +143,7 @@ def _run_segment(
 
         run_segment(layout, segment, shards, everything, fetch, on_news)
         return
-    from pipelines import ray_resources
-    from pipelines.engine import on_ray
+    from pipelines.engine import on_ray, ray_resources
 
     if segment[0].is_dataset:
         on_ray.run_barrier(layout, segment[0], everything, on_news)
@@ -164,50 +163,6 @@ def _session(options: Options) -> AbstractContextManager[None]:
     return ray_session(options.address, options.workers, options.verbose)
 
 
-def open_output(pipeline: Pipeline) -> Store:
-    """The run's directory.
-
-    Raises:
-        UserError: Something else is there already; nothing is touched.
-    """
-    store = Store(pipeline.settings.output)
-    names = store.names()
-    if not names:
-        return store
-    if PIPELINE_FILE not in names:
-        if set(names) <= {"shards"}:
-            return store
-        raise UserError(
-            f"output {store.address()} is not empty and no run of labelmill (it has no {PIPELINE_FILE}); "
-            "choose another output"
-        )
-    earlier = yaml.safe_load(store.read(PIPELINE_FILE))
-    mine = identity(pipeline.document)
-    theirs = identity(earlier)
-    for key, value in mine.items():
-        if theirs.get(key) != value:
-            raise UserError(
-                f"output {store.address()} belongs to another pipeline: its {key} is {theirs.get(key)!r}, "
-                f"this one's is {value!r}; choose another output, or remove that run"
-            )
-    return store
-
-
-def identity(document: dict[str, Any]) -> dict[str, Any]:
-    """What makes a pipeline the same one after its steps, or the keys to its source, were changed."""
-    source = document.get("source")
-    if isinstance(source, dict):
-        source = {key: value for key, value in source.items() if key != "storage_options"}
-    found: dict[str, Any] = json.loads(json.dumps({"name": document.get("name"), "source": source}))
-    return found
-
-
-def write_pipeline(pipeline: Pipeline, store: Store) -> None:
-    """Keep the resolved pipeline beside its results."""
-    text = yaml.safe_dump(pipeline.document, sort_keys=False, allow_unicode=True)
-    store.write(PIPELINE_FILE, text.encode())
-
-
 def _open(pipeline: Pipeline) -> tuple[Source, Fetcher]:
     spec = pipeline.settings.source
     return open_source(spec), Fetcher(dict(spec.storage_options))
@@ -223,32 +178,6 @@ def _check_ready(steps: Sequence[Step]) -> None:
             problems.append(f"step {step.name!r}: {error}")
     if problems:
         raise UserError("\n".join(problems))
-
-
-def export_classes(pipeline: Pipeline, layout: Layout, shards: dict[int, int], source: Source) -> list[str]:
-    """Class names of the exported labels, in the order of their ids: the ontology's, the source's, or by name."""
-    labels = export_labels(layout.steps, pipeline.labels)
-    ontology = pipeline.settings.ontology
-    if labels.step is not None:
-        own = getattr(layout.steps[labels.step].operator.params, "ontology", None)
-        ontology = own if isinstance(own, Ontology) else ontology
-        if ontology is not None:
-            return list(ontology.classes)
-    elif source.classes is not None:
-        return list(source.classes)
-    found: set[str] = set()
-    for shard in sorted(shards):
-        for detections in column_of(layout, labels, shard).to_pylist():
-            found.update(detection["class"] for detection in detections or [])
-    return sorted(found)
-
-
-def state_of(layout: Layout, shards: dict[int, int]) -> str:
-    """Identifies what a run's results are, to see whether anything changed."""
-    content = json.dumps(
-        [[step.fingerprint for step in layout.steps], [step.name for step in layout.steps], sorted(shards.items())]
-    )
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _summary(pipeline: Pipeline, layout: Layout, intake: Intake, arrived: Arrived) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def show(
 def run_folder(given: str | None) -> str:
     """The run that was named, or the newest one below runs/."""
     from pipelines.errors import UserError, nearest
-    from pipelines.run import PIPELINE_FILE
+    from pipelines.run_folder.reopen import PIPELINE_FILE
     from pipelines.run_folder.store import Store
 
     found = sorted(Path("runs").glob(f"*/{PIPELINE_FILE}"), key=lambda path: path.stat().st_mtime)

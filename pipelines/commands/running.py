@@ -159,7 +159,7 @@ def plan(
     Tells each step, how much of it is done already, and how the rest is placed on this machine or on another cluster.
     """
     from pipelines.config.pipeline import load_pipeline
-    from pipelines.inspection.status import plan_of, print_plan
+    from pipelines.inspection.plan import plan_of, print_plan
 
     planned = plan_of(load_pipeline(pipeline, set_), workers, resources, gpu_memory)
     show(planned, as_json, print_plan)

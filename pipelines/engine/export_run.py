@@ -19,8 +19,9 @@ from operators.ontology import Ontology
 from pipelines.config.pipeline import Export, Pipeline
 from pipelines.errors import UserError
 from pipelines.exports import exporter
-from pipelines.exports.base import Dataset, Exporter, ExportError, ExportImage
+from pipelines.exports.base import Exporter
 from pipelines.exports.columns import export_labels, find_column, made_of_source, models_used, raw_problem, raw_step
+from pipelines.exports.dataset import Dataset, ExportError, ExportImage
 from pipelines.exports.files import Output
 from pipelines.run_folder.layout import Layout, column_of
 from pipelines.run_folder.outcomes import outcomes

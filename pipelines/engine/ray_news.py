@@ -102,7 +102,7 @@ class Teller:
             news, self._news = list(self._news.values()), {}
             (began, used), self._since = self._since, (time.monotonic(), time.process_time())
             elapsed, computed = self._since[0] - began, self._since[1] - used
-        self._send(news, waits or computed > BUSY * elapsed)
+        self._send(news, waits or computed > BUSY * max(elapsed, self._seconds))
 
 
 class Watch:
@@ -128,10 +128,10 @@ class Watch:
     def take(self, heard: bool, moved: bool) -> None:
         """Note what was drained."""
         now = time.monotonic()
+        if moved or (heard and not self._ever):
+            self._moved = now
         if heard:
             self._heard, self._ever = now, True
-        if moved:
-            self._moved = now
 
     def check(self) -> None:
         """Say so if the run stands still.

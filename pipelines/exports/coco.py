@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from typing import IO, Any, Literal
 
 from operators.wording import counted
-from pipelines.exports.base import ALL, Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
+from pipelines.exports.base import Exporter, ExportParams
 from pipelines.exports.card import dataset_card, how_placed
+from pipelines.exports.dataset import ALL, Dataset, ExportImage, ExportSummary, Fetch
 from pipelines.exports.files import Output
 from pipelines.exports.labels import IDS_PER_IMAGE, Label, Tally, object_id
 from pipelines.exports.masks import outline

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from operators.wording import counted
-from pipelines.exports.base import Dataset, Exporter, ExportError, ExportImage, ExportSummary, Fetch, LabelParams
+from pipelines.exports.base import Exporter, LabelParams
 from pipelines.exports.card import dataset_card
 from pipelines.exports.class_folders import class_folders
+from pipelines.exports.dataset import Dataset, ExportError, ExportImage, ExportSummary, Fetch
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Label, Tally
 from pipelines.sources.base import in_order

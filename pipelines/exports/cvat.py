@@ -12,8 +12,9 @@ from typing import IO, Any
 import numpy as np
 
 from operators.wording import counted
-from pipelines.exports.base import ALL, Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
+from pipelines.exports.base import Exporter, ExportParams
 from pipelines.exports.card import dataset_card, how_placed
+from pipelines.exports.dataset import ALL, Dataset, ExportImage, ExportSummary, Fetch
 from pipelines.exports.files import Output
 from pipelines.exports.labels import Label, Tally
 from pipelines.exports.masks import Mask

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from operators.ontology import Ontology
 from operators.wording import counted, plural_of
-from pipelines.exports.base import ExportError
 from pipelines.exports.class_folders import class_folders
 from pipelines.exports.columns import export_labels, raw_problem, raw_step
+from pipelines.exports.dataset import ExportError
 from pipelines.run_folder.arrived import Arrived
 from pipelines.steps import ColumnError, resolve
 

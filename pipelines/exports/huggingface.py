@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import Field
 
-from pipelines.exports.base import ALL, Dataset, Exporter, ExportError, ExportSummary, LabelParams
+from pipelines.exports.base import Exporter, LabelParams
 from pipelines.exports.card import dataset_card
+from pipelines.exports.dataset import ALL, Dataset, ExportError, ExportSummary
 from pipelines.exports.entries import object_entry, word_entry
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Tally

@@ -8,8 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 from operators.wording import counted
-from pipelines.exports.base import ALL, Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
+from pipelines.exports.base import Exporter, ExportParams
 from pipelines.exports.card import dataset_card
+from pipelines.exports.dataset import ALL, Dataset, ExportImage, ExportSummary, Fetch
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Label, Tally
 from pipelines.exports.outlines import outlines

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from operators.wording import counted
-from pipelines.exports.base import ALL, ExportError, ExportImage, ExportSummary
+from pipelines.exports.dataset import ALL, ExportError, ExportImage, ExportSummary
 from pipelines.exports.masks import Mask, MaskError, read_mask
 
 MIN_SIDE = 0.5

@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from xml.etree import ElementTree
 
 from operators.wording import counted
-from pipelines.exports.base import Dataset, Exporter, ExportImage, ExportParams, ExportSummary
+from pipelines.exports.base import Exporter, ExportParams
 from pipelines.exports.card import dataset_card, how_placed
+from pipelines.exports.dataset import Dataset, ExportImage, ExportSummary
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Label, Tally
 

@@ -9,8 +9,9 @@ from typing import IO, Any
 
 from pydantic import Field
 
-from pipelines.exports.base import ALL, Dataset, Exporter, ExportSummary, LabelParams
+from pipelines.exports.base import Exporter, LabelParams
 from pipelines.exports.card import dataset_card
+from pipelines.exports.dataset import ALL, Dataset, ExportSummary
 from pipelines.exports.entries import object_entry, word_entry
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Tally

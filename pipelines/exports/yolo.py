@@ -8,8 +8,9 @@ from pydantic import field_validator
 
 from operators.wording import counted
 from pipelines.exports import yolo_lines
-from pipelines.exports.base import ALL, Dataset, Exporter, ExportError, ExportImage, ExportParams, ExportSummary
+from pipelines.exports.base import Exporter, ExportParams
 from pipelines.exports.card import dataset_card, how_placed
+from pipelines.exports.dataset import ALL, Dataset, ExportError, ExportImage, ExportSummary
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Tally
 from pipelines.exports.texts import read_texts

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from operators.wording import counted
-from pipelines.exports.base import Dataset, ExportSummary
 from pipelines.exports.card import dataset_card
 from pipelines.exports.class_folders import class_folders
+from pipelines.exports.dataset import Dataset, ExportSummary
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Tally
 from pipelines.exports.yolo_readable import Readable

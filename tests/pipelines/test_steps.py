@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from operators.base import Operator, OperatorError
+from operators.base import Operator
+from operators.errors import OperatorError
 from pipelines.steps import ColumnError, Input, Step, chain, resolve
 from tests.toys import Brightness, Rank, Threshold
 
