@@ -17,13 +17,12 @@ from operators.base import (
     Decision,
     ImageOperator,
     Needs,
-    OperatorError,
     OperatorParams,
-    RowError,
     TableOperator,
     TableResult,
     tuning,
 )
+from operators.errors import OperatorError, RowError
 from operators.images.decoded import DecodedImage
 
 
