@@ -107,9 +107,12 @@ class Operator(ABC):
         name: The word used in a pipeline.
         version: Raised by whoever changes what the operator computes; part of the step's fingerprint.
         decides: Whether its decisions can drop images that an earlier step kept.
+        labels: What its detections are, if it writes any. ``decided``: what an export may take for labels. ``raw``:
+            everything from a low score up, about which a step must still decide. ``as read``: as those that it reads.
     """
 
     name: ClassVar[str] = ""
+    labels: ClassVar[Literal["decided", "raw", "as read"]] = "decided"
     version: ClassVar[int] = 1
     decides: ClassVar[bool] = False
 

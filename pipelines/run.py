@@ -16,6 +16,8 @@ from pipelines.engine.export_run import export_all
 from pipelines.engine.placement import Phase, place, segments
 from pipelines.engine.receipts import News, OnNews, Receipt
 from pipelines.errors import UserError
+from pipelines.exports.foreseen import export_problems
+from pipelines.run_folder.arrived import Arrived, strict_problem, write_refused
 from pipelines.run_folder.guard import guarded
 from pipelines.run_folder.layout import Layout
 from pipelines.run_folder.outcomes import summarise, write_json
@@ -52,6 +54,7 @@ class Options:
         workers: Upper bound of the workers of a pool.
         address: Of a Ray cluster; None for a local one.
         verbose: Let Ray's own messages through.
+        strict: Stop before any work where labels of the source are missing or refused.
         report: Write ``report.html`` at the end, unless the one that is there shows the same results.
         gpu_memory_gb: Of one GPU, where it cannot be asked or is shared; None to ask it.
         limits: How long to wait for what passes, and whether to go on without it.
@@ -62,6 +65,7 @@ class Options:
     address: str | None = None
     verbose: bool = False
     report: bool = False
+    strict: bool = False
     gpu_memory_gb: float | None = None
     limits: Limits = field(default_factory=Limits)
 
@@ -86,6 +90,9 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
     intake = take_in(source, store, pipeline.settings.shard_size)
     reporter.source_read(intake)
     write_pipeline(pipeline, store)
+    arrived = write_refused(store, intake.shards, intake.orphans)
+    if options.strict and (intake.missing or arrived.refused):
+        raise UserError(strict_problem(intake.missing, arrived, store.address()))
 
     layout = Layout.of(store, pipeline.steps, options.limits)
     done = {step.position: layout.done(step.position) & intake.shards.keys() for step in pipeline.steps}
@@ -93,6 +100,8 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
     everything = sorted(intake.shards)
     waiting = [step for step in pipeline.steps if len(done[step.position]) < len(everything)]
     _check_ready(waiting)
+    if problems := export_problems(pipeline, arrived, source.classes):
+        raise UserError("\n".join(problems))
 
     with _Events(store) as events:
 
@@ -108,7 +117,7 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
                     if shards:
                         _run_segment(layout, segment, shards, everything, fetch, options, reporter, on_news)
 
-    summary = _summary(pipeline, layout, intake)
+    summary = _summary(pipeline, layout, intake, arrived)
     classes = export_classes(pipeline, layout, intake.shards, source)
     summary["exports"] = export_all(pipeline, layout, intake.shards, classes, fetch)
     write_json(layout, SUMMARY_FILE, summary)
@@ -171,7 +180,7 @@ def _check_ready(steps: Sequence[Step]) -> None:
         raise UserError("\n".join(problems))
 
 
-def _summary(pipeline: Pipeline, layout: Layout, intake: Intake) -> dict[str, Any]:
+def _summary(pipeline: Pipeline, layout: Layout, intake: Intake, arrived: Arrived) -> dict[str, Any]:
     """The sums; those of the last run when nothing has changed since."""
     state = state_of(layout, intake.shards)
     if layout.store.exists(SUMMARY_FILE):
@@ -179,7 +188,8 @@ def _summary(pipeline: Pipeline, layout: Layout, intake: Intake) -> dict[str, An
         if earlier.get("state") == state:
             return dict(earlier)
     summary = {"pipeline": pipeline.settings.name, "state": state, **summarise(layout, intake.shards)}
-    return {**summary, "source_problems": intake.problems[:1000], "source_problem_count": len(intake.problems)}
+    problems = {"source_problems": intake.problems[:1000], "source_problem_count": len(intake.problems)}
+    return {**summary, **problems, "labels": {"images": arrived.images, "refused": arrived.refused}}
 
 
 class _Events:

@@ -16,6 +16,7 @@ from pipelines.commands.options import (
     GpuMemory,
     Overrides,
     PipelineFile,
+    Strict,
     Workers,
     command_line,
     console,
@@ -37,6 +38,7 @@ def run(
         bool, typer.Option("-v", "--verbose", help="Show Ray's own messages and full tracebacks.")
     ] = False,
     report: Annotated[bool, typer.Option(help="Write report.html at the end.")] = True,
+    strict: Strict = False,
     patience: Annotated[
         float,
         typer.Option(
@@ -72,7 +74,7 @@ def run(
     reporter = TerminalReporter(console(stderr=as_json))
     try:
         limits = Limits(patience, keep_going)
-        options = Options(inline, workers, address, verbose, report, gpu_memory, limits)
+        options = Options(inline, workers, address, verbose, report, strict, gpu_memory, limits)
         summary = run_pipeline(loaded, options, reporter)
     except KeyboardInterrupt:
         reporter.close()
@@ -95,13 +97,15 @@ def run(
 
 
 @user_errors
-def check(pipeline: PipelineFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+def check(pipeline: PipelineFile, set_: Overrides = None, strict: Strict = False, as_json: AsJson = False) -> None:
     """Check a pipeline file: names, parameters, columns and types.
 
-    Reads no image and starts nothing. With --json the mistakes found are printed as JSON too.
+    Looks also whether weights and source are here, and what labels the source has, unless it is remote. Decodes no
+    image and starts nothing. With --json the mistakes found are printed as JSON too.
     """
     from pipelines.config.pipeline import load_pipeline
     from pipelines.errors import ConfigError
+    from pipelines.inspection.look import look_at
 
     try:
         loaded = load_pipeline(pipeline, set_)
@@ -110,15 +114,29 @@ def check(pipeline: PipelineFile, set_: Overrides = None, as_json: AsJson = Fals
             raise
         typer.echo(json.dumps({"pipeline": pipeline, "good": False, "problems": error.problems}, indent=2))
         raise typer.Exit(2) from None
+    looked = look_at(loaded)
+    problems = looked.problems + (looked.missing + looked.refused if strict else [])
+    if problems and not as_json:
+        raise ConfigError([f"{pipeline}: {problem}" for problem in problems])
+    if problems:
+        typer.echo(json.dumps({"pipeline": pipeline, "good": False, "problems": problems}, indent=2))
+        raise typer.Exit(2)
     steps = [step.name for step in loaded.steps]
     exports = [export.name for export in loaded.exports]
     output = loaded.settings.output
     if as_json:
         found = {"pipeline": pipeline, "good": True, "steps": steps, "exports": exports, "output": output}
+        found |= {"source": looked.told, "warnings": looked.warnings, "before_a_run": looked.first}
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         told = f"{counted(len(steps), 'step')}, exports: {', '.join(exports) or 'none'}, output: {output}"
-        typer.echo(f"{pipeline}: good. {told}\nNext: labelmill run {shlex.quote(pipeline)}")
+        for warning in looked.warnings:
+            typer.echo(f"warning {warning}")
+        typer.echo(f"source  {looked.told}")
+        typer.echo(f"{pipeline}: good. {told}")
+        for problem in looked.first:
+            typer.echo(f"before a run: {problem}")
+        typer.echo(f"{'Then' if looked.first else 'Next'}: labelmill run {shlex.quote(pipeline)}")
 
 
 @user_errors

@@ -35,6 +35,15 @@ from pipelines.run_folder.layout import Layout
 from pipelines.sources import Fetcher
 from pipelines.steps import Step
 
+FOR_EVER = -1
+"""What Ray is told of retries of a shard. It counts the seconds in which a lost node is not yet known to be lost as so
+many deaths; `_PoolWorker` counts how often a shard was really begun."""
+
+DIED = (
+    f"workers died {RETRIES + 1} times on the same work: out of memory, or a library crashed. What was finished is "
+    "kept. Try fewer --workers or a smaller `batch`; --inline shows the crash"
+)
+
 
 @contextmanager
 def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterator[None]:
@@ -128,7 +137,7 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
                     "fn": _do,
                     "fn_args": (uuid.uuid4().hex, layout, pool, fetch, watch.teller()),
                     "compute": TaskPoolStrategy(size),
-                    "max_retries": RETRIES,
+                    "max_retries": FOR_EVER,
                 }
             else:
                 how = {
@@ -218,7 +227,7 @@ class _Actors:
 
         node = next(self._nodes)
         where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)} if node else {}
-        return {"max_task_retries": RETRIES, **where}
+        return {"max_task_retries": FOR_EVER, **where}
 
 
 class _PoolWorker:
@@ -227,11 +236,14 @@ class _PoolWorker:
     def __init__(self, layout: Layout, pool: Pool, fetch: Fetcher, teller: Callable[[], Teller]) -> None:
         use_threads()
         self._worker = ShardWorker(layout, pool.positions, fetch, pool.threads)
+        self._positions = pool.positions
         self._teller = teller()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        with self._teller.at_work():
-            for shard in block.column("shard").to_pylist():
+        for shard in block.column("shard").to_pylist():
+            with self._teller.at_work((self._positions, shard)) as begun:
+                if begun > RETRIES + 1:
+                    raise UserError(DIED)
                 self._worker.run(shard, self._teller.tell)
         return block
 
@@ -282,10 +294,7 @@ def _cause(error: BaseException) -> BaseException:
         if isinstance(seen, (ContractError, UserError)):
             return seen
         if isinstance(seen, (RayActorError, WorkerCrashedError)):
-            return UserError(
-                f"workers died {RETRIES + 1} times on the same work: out of memory, or a library crashed. What "
-                "was finished is kept. Try fewer --workers or a smaller `batch`; --inline shows the crash"
-            )
+            return UserError(DIED)
         inner = getattr(seen, "cause", None)
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     return error

@@ -12,7 +12,7 @@ from operators.ontology import Ontology
 from pipelines.config.pipeline import Pipeline, build_pipeline
 from pipelines.config.yaml_file import parse_yaml
 from pipelines.errors import UserError
-from pipelines.exports.columns import labels_column
+from pipelines.exports.columns import export_labels
 from pipelines.run_folder.layout import Layout, column_of
 from pipelines.run_folder.shards import known_shards
 from pipelines.run_folder.store import Store
@@ -68,7 +68,7 @@ def write_pipeline(pipeline: Pipeline, store: Store) -> None:
 
 def export_classes(pipeline: Pipeline, layout: Layout, shards: dict[int, int], source: Source) -> list[str]:
     """Class names of the exported labels, in the order of their ids: the ontology's, the source's, or by name."""
-    labels = labels_column(layout.steps, pipeline.labels)
+    labels = export_labels(layout.steps, pipeline.labels)
     ontology = pipeline.settings.ontology
     if labels.step is not None:
         own = getattr(layout.steps[labels.step].operator.params, "ontology", None)
