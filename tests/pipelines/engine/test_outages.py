@@ -88,6 +88,7 @@ def undisturbed(server: FlakyServer) -> dict[str, str]:
     for log in ("bright.log", "again.log"):
         Path(log).unlink()
     server.asked.clear()
+    server.times.clear()
     return results("undisturbed")
 
 
