@@ -9,14 +9,14 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field, model_validator
 
 from operators.base import Needs, RowError, tuning
-from operators.engines import answerer
-from operators.engines.answerer import Reply, Requests
-from operators.engines.json_answer import JsonAnswer
-from operators.model_operator import ModelOperator, ModelParams
+from operators.engines.image_text_to_text import answerer
+from operators.engines.image_text_to_text.answerer import Reply, Requests
+from operators.engines.image_text_to_text.json_answer import JsonAnswer
 from operators.models.card import ModelCard, require
+from operators.models.operator import ModelOperator, ModelParams
 
 if TYPE_CHECKING:
-    from operators.images import DecodedImage
+    from operators.images.decoded import DecodedImage
 
 AnswerCard = Annotated[ModelCard, AfterValidator(require("image-text-to-text", answerer.ENGINES))]
 
@@ -107,7 +107,7 @@ class Ask(ModelOperator):
     def ready(self) -> None:
         super().ready()
         if self._remote:
-            from operators.engines.openai_endpoint import Endpoint
+            from operators.engines.image_text_to_text.openai import Endpoint
 
             engine = self._asked()
             assert isinstance(engine, Endpoint)

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from operators.base import KEPT, DatasetOperator, Decision, OperatorError, OperatorParams, TableResult, tuning
-from operators.evenly import UNLIMITED, MakeFarthest, choose_evenly
-from operators.farthest import FarthestPoints
-from operators.figures import Figure
-from operators.image_classes import ImageClasses, check_classes, read_classes
-from operators.rows import old_then_new, spans
-from operators.seeded import key_bytes, seeded_hashes
-from operators.vectors import Vectors, check_vectors
+from operators.columns.image_classes import ImageClasses, check_classes, read_classes
+from operators.columns.rows import old_then_new, spans
+from operators.columns.vectors import Vectors, check_vectors
+from operators.expressions.number import Figure
+from operators.sampling.class_balance import UNLIMITED, MakeFarthest, choose_evenly
+from operators.sampling.farthest_point import FarthestPoints
+from operators.sampling.seeded import key_bytes, seeded_hashes
 
 Pick = Literal["random", "hardest", "typical", "diverse"]
 
@@ -42,8 +42,9 @@ class Balance(DatasetOperator):
 
     Which image of a class is kept: `random`, by a seeded hash of its key; `hardest` or `typical`, the one with the
     greatest or least `hardness`, those whose hardness is not known last; or `diverse`, the one whose embedding is
-    farthest from those of the class that are kept (k-center greedy, Gonzalez 1985; operators/farthest.py), so that even
-    a few show all there is. The hash settles what is equal. The order of images never matters.
+    farthest from those of the class that are kept (k-center greedy, Gonzalez 1985;
+    operators/sampling/farthest_point.py), so that even a few show all there is. The hash settles what is equal. The
+    order of images never matters.
 
     With `diverse` an image without a usable embedding fails. Time grows with candidates × kept × dimensions: 5,000 of
     100,000 candidates with 512 numbers take some seconds.

@@ -10,7 +10,7 @@ TableOperator      the columns of one shard, no pixels             columns, deci
 DatasetOperator    chosen columns of all shards                    columns, decisions
 =================  ==============================================  ==============================
 
-Nothing here decodes, threads, batches, retries or writes: `operators.apply` does that once, for all of them.
+Nothing here decodes, threads, batches, retries or writes: `operators.applying.apply` does that once, for all of them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
-    from operators.images import DecodedImage
-    from operators.tasks import Tasks
+    from operators.applying.tasks import Tasks
+    from operators.images.decoded import DecodedImage
 
 DecisionKind = Literal["kept", "dropped", "duplicate", "failed", "undone"]
 
@@ -197,7 +197,7 @@ class ImageOperator(Operator):
         """Turn one image into what `infer` takes. Runs in threads ahead of the model, so it must be pure.
 
         Args:
-            image: The decoded image; see `operators.images.DecodedImage`.
+            image: The decoded image; see `operators.images.decoded.DecodedImage`.
             row: ``image_id``, ``key`` and the columns of `reads()`, as Python values.
 
         Raises:

@@ -10,12 +10,12 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field
 
 from operators.base import KEPT, Decision, Needs, OperatorError, OperatorParams, TableOperator, TableResult, tuning
+from operators.columns.schemas import embedding
+from operators.columns.vectors import Vectors
 from operators.embed import EmbeddingCard
-from operators.engines import encoder
+from operators.engines.embedding import encoder
 from operators.models.weights import verify
 from operators.ontology import Ontology
-from operators.schemas import embedding
-from operators.vectors import Vectors
 
 
 def _has_slot(template: str) -> str:

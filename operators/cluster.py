@@ -16,13 +16,13 @@ from operators.classify import Template, class_texts
 from operators.clustering import centres, density
 from operators.clustering.neighbours import Neighbourhood, Neighbours, outlier_scores
 from operators.clustering.points import Points, read_points
-from operators.engines import encoder
+from operators.columns.rows import old_then_new
+from operators.columns.schemas import embedding
+from operators.columns.vectors import Vectors, check_vectors
+from operators.engines.embedding import encoder
 from operators.models.card import ModelCard, require
 from operators.models.weights import verify
 from operators.ontology import Ontology
-from operators.rows import old_then_new
-from operators.schemas import embedding
-from operators.vectors import Vectors, check_vectors
 
 Method = Literal["auto", "hdbscan", "kmeans", "hierarchical"]
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from operators.base import KEPT, DatasetOperator, Decision, Needs, OperatorParams, TableResult, tuning
-from operators.copies import HASHES, Copies
-from operators.figures import Figure
-from operators.vectors import check_vectors
+from operators.columns.vectors import check_vectors
+from operators.duplicates.copies import HASHES, Copies
+from operators.expressions.number import Figure
 
 By = Literal["file", "pixels"]
 
@@ -43,7 +43,8 @@ class Deduplicate(DatasetOperator):
     Images are looked at from the best to the worst, as `keep` says, and one is removed if it is a copy, of any kind, of
     one that was kept. So no two images that are kept are copies of each other, and every duplicate is a copy of the
     kept image that it names. (In a chain where A and C each resemble B but not each other, either B stays, or A and C
-    do.) No pair is missed: see `operators.near_hashes` and `operators.near_vectors` for how, and for what it costs.
+    do.) No pair is missed: see `operators.duplicates.near_hashes` and `operators.duplicates.near_vectors` for how, and
+    for what it costs.
 
     What earlier runs kept stays: a new copy of it is a duplicate, whatever its size. Neither the order of the files nor
     that of the rows matters. An image without a hash or a usable embedding, such as a broken one, fails: it is nobody's

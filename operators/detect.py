@@ -13,20 +13,20 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field
 
+from operators.applying.bisect import bisect, empty_accelerator_cache
 from operators.base import OperatorError, RowError, tuning
-from operators.bisect import bisect, empty_accelerator_cache
-from operators.engines.detector import Answer, Detector
-from operators.engines.grounding_dino import GroundingDino
-from operators.engines.groundingdino_original import OriginalGroundingDino
-from operators.engines.owlv2 import Owlv2
-from operators.model_operator import LabelOperator, ModelParams
+from operators.columns.schemas import DETECTIONS, SIDES
+from operators.detections.tiles import Tiles, Windows, merge
+from operators.engines.detection.detector import Answer, Detector
+from operators.engines.detection.grounding_dino import GroundingDino
+from operators.engines.detection.groundingdino import OriginalGroundingDino
+from operators.engines.detection.owlv2 import Owlv2
 from operators.models.card import ModelCard, ModelError, require
+from operators.models.operator import LabelOperator, ModelParams
 from operators.ontology import Ontology
-from operators.schemas import DETECTIONS, SIDES
-from operators.tiles import Tiles, Windows, merge
 
 if TYPE_CHECKING:
-    from operators.images import DecodedImage
+    from operators.images.decoded import DecodedImage
 
 DETECTORS: dict[str, tuple[type[Detector], ...]] = {
     "transformers": (GroundingDino, Owlv2),
@@ -94,7 +94,7 @@ class Detect(LabelOperator):
     With `tiles`, images larger than a tile are also seen tile by tile, as SAHI does (Akyon et al. 2022): a model that
     sees an image of 8,000 pixels at 800 misses what is small. What several views see of one object becomes one
     detection: the best one, or where a tile's border cuts that, the box of a view that shows more (see
-    `operators.tiles.merge`).
+    `operators.detections.tiles.merge`).
     """
 
     name = "detect"
@@ -257,7 +257,7 @@ def best_first(rows: np.ndarray) -> np.ndarray:
 
 
 def detections(rows: np.ndarray, asked: list[tuple[str, str]], models: list[str]) -> list[dict[str, Any]]:
-    """`Found.rows` as `operators.schemas.DETECTIONS`."""
+    """`Found.rows` as `operators.columns.schemas.DETECTIONS`."""
     found = []
     for score, prompt, *box in rows.tolist():
         text, name = asked[int(prompt)]

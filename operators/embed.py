@@ -10,13 +10,13 @@ import pyarrow as pa
 from pydantic import AfterValidator
 
 from operators.base import RowError, tuning
-from operators.engines import encoder
-from operators.model_operator import ModelOperator, ModelParams
+from operators.columns.schemas import embedding
+from operators.engines.embedding import encoder
 from operators.models.card import ModelCard, require
-from operators.schemas import embedding
+from operators.models.operator import ModelOperator, ModelParams
 
 if TYPE_CHECKING:
-    from operators.images import DecodedImage
+    from operators.images.decoded import DecodedImage
 
 EmbeddingCard = Annotated[ModelCard, AfterValidator(require("embedding", encoder.ENGINES))]
 """A card that `embed` can use, and if its model reads text, `classify` and `moderate` too."""

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from operators.base import KEPT, Decision, OperatorParams, TableOperator, TableResult
-from operators.boxes import iou
-from operators.crops import box_array
-from operators.schemas import DETECTIONS, SIDES
+from operators.columns.schemas import DETECTIONS, SIDES
+from operators.detections.boxes import iou
+from operators.detections.crops import box_array
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

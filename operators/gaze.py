@@ -11,13 +11,13 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field
 
 from operators.base import RowError, tuning
-from operators.engines import l2cs
-from operators.model_operator import ModelOperator, ModelParams
+from operators.columns.schemas import DETECTIONS, SIDES
+from operators.engines.gaze import l2cs
 from operators.models.card import ModelCard, require
-from operators.schemas import DETECTIONS, SIDES
+from operators.models.operator import ModelOperator, ModelParams
 
 if TYPE_CHECKING:
-    from operators.images import DecodedImage
+    from operators.images.decoded import DecodedImage
 
 GazeCard = Annotated[ModelCard, AfterValidator(require("gaze", ("l2cs",)))]
 

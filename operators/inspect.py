@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from operators.base import ImageOperator, RowError
-from operators.images import DecodedImage
-from operators.quality import measure
+from operators.images.decoded import DecodedImage
+from operators.images.quality import measure
 
 _STORED_GREY = frozenset({"1", "L", "LA", "La", "I", "F"})
 
@@ -44,8 +44,8 @@ class Inspect(ImageOperator):
     ================  ==================================================================================================
 
     The last six are the scores of CleanVision, whose thresholds are dark 0.32, light 0.05, odd_aspect_ratio 0.35,
-    low_information 0.3, blurry 0.29. `operators.quality` says how they, `sharpness` and the hashes are measured, and
-    what is sampled in images of more than 320 × 240 pixels.
+    low_information 0.3, blurry 0.29. `operators.images.quality` says how they, `sharpness` and the hashes are measured,
+    and what is sampled in images of more than 320 × 240 pixels.
     """
 
     name = "inspect"

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from operators.base import KEPT, Decision, OperatorError, OperatorParams, RowError, TableOperator, TableResult
-from operators.expressions import ExpressionError, Part, parse
-from operators.row_queries import bind, describe, plain, select
+from operators.expressions.expression import ExpressionError, Part, parse
+from operators.expressions.queries import bind, describe, plain, select
 from operators.wording import counted
 
 _KEPT = -1

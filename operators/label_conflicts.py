@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from operators.base import KEPT, DatasetOperator, Decision, Needs, OperatorParams, TableResult, tuning
+from operators.columns.rows import old_then_new
+from operators.columns.schemas import DETECTIONS, SIDES
 from operators.deduplicate import By, Deduplicate
-from operators.label_findings import LABEL_ERRORS, finding, surest_first
-from operators.label_judge import MET
-from operators.rows import old_then_new
-from operators.schemas import DETECTIONS, SIDES
-from operators.sightings import Floats, Integers, overlaps, usable
+from operators.detections.sightings import Floats, Integers, overlaps, usable
+from operators.labels.findings import LABEL_ERRORS, finding, surest_first
+from operators.labels.judge import MET
 
 Found = dict[str, Any]
 
@@ -37,7 +37,7 @@ class LabelConflicts(DatasetOperator):
     against it as its score. Where no side has more, every side is one, with the share of the others as its score: of
     two copies that disagree, both at 0.5.
 
-    Columns: `errors`, the surest first (`operators.label_findings.LABEL_ERROR`), empty for an image without copies,
+    Columns: `errors`, the surest first (`operators.labels.findings.LABEL_ERROR`), empty for an image without copies,
     null where the source has no labels; and `copy_of`, the image_id of the copy that it was compared with first, its
     own where it has none. Images that came in earlier runs keep their errors; new copies are compared with them.
     """
@@ -129,7 +129,7 @@ class _Image:
         key: Its name.
         alike: Whether it only looks like the first of its group.
         size: float64 (4,): width, height, width, height.
-        labels: Dicts of `operators.schemas.DETECTION`.
+        labels: Dicts of `operators.columns.schemas.DETECTION`.
         places: Which of the labels are usable.
         boxes: float64 (places, 4), as shares of the image's size.
     """

@@ -12,11 +12,11 @@ import pyarrow as pa
 from pydantic import Field
 
 from operators.base import KEPT, Decision, OperatorError, OperatorParams, TableOperator, TableResult
-from operators.label_findings import LABEL_ERRORS, finding, pool, surest_first
-from operators.label_judge import MET, SAME, Labels, judge
+from operators.columns.schemas import DETECTIONS
+from operators.detections.sightings import Detections, Floats, Sightings, overlaps, sightings, usable
+from operators.labels.findings import LABEL_ERRORS, finding, pool, surest_first
+from operators.labels.judge import MET, SAME, Labels, judge
 from operators.ontology import Ontology, normalise
-from operators.schemas import DETECTIONS
-from operators.sightings import Detections, Floats, Sightings, overlaps, sightings, usable
 
 Found = dict[str, Any]
 Given = tuple[int, str | None, list[float]]
@@ -48,8 +48,8 @@ class LabelErrors(TableOperator):
 
     A label has one error at most, the likeliest. Nothing is decided here: the labels stay as they are.
 
-    Columns: `errors`, the surest first (`operators.label_findings.LABEL_ERROR`), and `label_quality`, 0…1: how good the
-    image's labels are, near the worst of them. Both are null where the source has no labels.
+    Columns: `errors`, the surest first (`operators.labels.findings.LABEL_ERROR`), and `label_quality`, 0…1: how good
+    the image's labels are, near the worst of them. Both are null where the source has no labels.
     """
 
     name = "label_errors"

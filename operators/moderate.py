@@ -10,13 +10,14 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field
 
 from operators.base import Needs, OperatorError, RowError, tuning
-from operators.engines import encoder, open_nsfw
-from operators.engines.moderator import Moderator, ZeroShot
-from operators.model_operator import ModelOperator, ModelParams
+from operators.engines.embedding import encoder
+from operators.engines.moderation import onnxruntime as open_nsfw
+from operators.engines.moderation.moderator import Moderator, ZeroShot
 from operators.models.card import ModelCard, require
+from operators.models.operator import ModelOperator, ModelParams
 
 if TYPE_CHECKING:
-    from operators.images import DecodedImage
+    from operators.images.decoded import DecodedImage
 
 CLASSIFIERS = ("onnxruntime",)
 """Engines of cards for moderation."""

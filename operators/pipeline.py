@@ -15,12 +15,12 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field
 
 from operators.base import ImageOperator, Needs, OperatorError, OperatorParams, RowError, tuning
-from operators.engines import transformers_pipeline
-from operators.engines.pipeline_tasks import ALIASES, ELSEWHERE, TASKS, Task, other
+from operators.engines.any_pipeline import transformers_pipeline
+from operators.engines.any_pipeline.pipeline_tasks import ALIASES, ELSEWHERE, TASKS, Task, other
 from operators.models.card import Dtype
 
 if TYPE_CHECKING:
-    from operators.images import DecodedImage
+    from operators.images.decoded import DecodedImage
 
 RESERVED = ("batch_size", "do_sample", "num_workers", "return_tensors", "timeout")
 """Arguments of a call that would change the shape of its output, or make it a matter of chance."""

@@ -10,15 +10,15 @@ import pyarrow as pa
 from pydantic import AfterValidator
 
 from operators.base import Needs, RowError, tuning
-from operators.engines import reader
-from operators.engines.reader import Item, Word
-from operators.model_operator import ModelOperator, ModelParams
+from operators.columns.schemas import DETECTIONS, SIDES
+from operators.engines.text import reader
+from operators.engines.text.reader import Item, Word
 from operators.models.card import ModelCard, require
+from operators.models.operator import ModelOperator, ModelParams
 from operators.models.weights import verify
-from operators.schemas import DETECTIONS, SIDES
 
 if TYPE_CHECKING:
-    from operators.images import DecodedImage
+    from operators.images.decoded import DecodedImage
 
 
 def _finds_words(card: ModelCard) -> ModelCard:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from operators.base import KEPT, Decision, OperatorError, OperatorParams, TableOperator, TableResult
-from operators.schemas import DETECTIONS
+from operators.columns.schemas import DETECTIONS
 
 REVIEWED_AT = pa.timestamp("ms", tz="UTC")
 

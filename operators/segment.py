@@ -11,15 +11,15 @@ import pyarrow as pa
 from pydantic import AfterValidator, field_validator, model_validator
 
 from operators.base import RowError, tuning
-from operators.engines import segmenter
-from operators.engines.masks import Mask
-from operators.everything import Everything, detection
-from operators.model_operator import LabelOperator, ModelParams
+from operators.columns.schemas import DETECTIONS, SIDES
+from operators.engines.segmentation import segmenter
+from operators.engines.segmentation.masks import Mask
+from operators.engines.segmentation.point_grid import Everything, detection
 from operators.models.card import ModelCard, require
-from operators.schemas import DETECTIONS, SIDES
+from operators.models.operator import LabelOperator, ModelParams
 
 if TYPE_CHECKING:
-    from operators.images import DecodedImage
+    from operators.images.decoded import DecodedImage
 
 SegmentationCard = Annotated[ModelCard, AfterValidator(require("segmentation", segmenter.ENGINES))]
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from operators.base import KEPT, Decision, OperatorError, OperatorParams, RowError, TableOperator, TableResult
-from operators.boxes import contained, suppress
+from operators.columns.schemas import DETECTIONS
+from operators.detections.boxes import contained, suppress
 from operators.ontology import Ontology
-from operators.schemas import DETECTIONS
 from operators.wording import counted
 
 DEFAULT = "default"

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from operators.base import KEPT, DatasetOperator, Decision, OperatorError, OperatorParams, TableResult
-from operators.groups import fill_empty, first_keys, homes, place
-from operators.image_classes import NONE, check_classes, read_classes
-from operators.leaks import choose_dropped, find_leaks
-from operators.rows import codes, old_then_new
-from operators.seeded import seeded_hashes
-from operators.stratify import Strata, place_by_class, round_shares
+from operators.columns.image_classes import NONE, check_classes, read_classes
+from operators.columns.rows import codes, old_then_new
+from operators.sampling.group_split import fill_empty, first_keys, homes, place
+from operators.sampling.leaks import choose_dropped, find_leaks
+from operators.sampling.seeded import seeded_hashes
+from operators.sampling.stratify import Strata, place_by_class, round_shares
 
 SPLITS = ("train", "val", "test")
 TOLERANCE = 1e-6
@@ -41,10 +41,10 @@ class Split(DatasetOperator):
     takes the group whose move harms the counts least, as long as another split keeps one.
 
     With `stratify` every class is split in the same shares too, by iterative stratification (Sechidis, Tsoumakas and
-    Vlahavas 2011; operators/stratify.py): the rarest class is placed first, and its groups go to the splits that still
-    want images of it, instead of by that draw. An image may show several classes; one without a class (null, or an
-    empty list) is of class ``none``. Of a class that is met alone in its images, every split gets its share to within
-    an image or two; whatever the classes, all that is said above about counts and groups holds.
+    Vlahavas 2011; operators/sampling/stratify.py): the rarest class is placed first, and its groups go to the splits
+    that still want images of it, instead of by that draw. An image may show several classes; one without a class (null,
+    or an empty list) is of class ``none``. Of a class that is met alone in its images, every split gets its share to
+    within an image or two; whatever the classes, all that is said above about counts and groups holds.
 
     Images that arrive later: those whose group is known join it, the other new groups fill the shares of the total.
     Earlier images never move, so the shares are met as nearly as the new groups allow.

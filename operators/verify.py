@@ -12,16 +12,17 @@ from pydantic import AfterValidator, Field, model_validator
 
 from operators.base import ImageOperator, Needs, OperatorError, OperatorParams, RowError, tuning
 from operators.classify import Template
-from operators.crops import box_array, usable
-from operators.engines import answerer, encoder
+from operators.columns.schemas import DETECTIONS
+from operators.detections.crops import box_array, usable
+from operators.engines.embedding import encoder
+from operators.engines.image_text_to_text import answerer
+from operators.labels.second_opinions import NO, YES, Namer, Questioner, overlaps, questions
 from operators.models.card import Dtype, ModelCard, require
 from operators.models.weights import verify as verify_weights
 from operators.ontology import Ontology
-from operators.opinions import NO, YES, Namer, Questioner, overlaps, questions
-from operators.schemas import DETECTIONS
 
 if TYPE_CHECKING:
-    from operators.images import DecodedImage
+    from operators.images.decoded import DecodedImage
 
 Optional = ModelCard | None
 
@@ -159,7 +160,7 @@ class Verify(ImageOperator):
         for card in self._cards().values():
             verify_weights(card)
         if self.params.ask is not None and self.params.ask.weights.endpoint is not None:
-            from operators.engines.openai_endpoint import Endpoint
+            from operators.engines.image_text_to_text.openai import Endpoint
 
             engine = self._questioner(self.params.ask).engine
             assert isinstance(engine, Endpoint)

@@ -14,17 +14,17 @@ import yaml
 
 from operators.base import OperatorError
 from operators.ontology import Ontology
-from pipelines.config import Pipeline
+from pipelines.config.pipeline import Pipeline
+from pipelines.engine.export_run import export_all, labels_column
+from pipelines.engine.placement import Phase, place, segments
+from pipelines.engine.receipts import News, OnNews, Receipt
 from pipelines.errors import UserError
-from pipelines.export_run import export_all, labels_column
-from pipelines.layout import Layout, column_of
-from pipelines.outcomes import summarise, write_json
-from pipelines.placement import Phase, place, segments
-from pipelines.receipts import News, OnNews, Receipt
-from pipelines.shards import Intake, take_in
+from pipelines.run_folder.layout import Layout, column_of
+from pipelines.run_folder.outcomes import summarise, write_json
+from pipelines.run_folder.shards import Intake, take_in
+from pipelines.run_folder.store import Store
 from pipelines.sources import Fetcher, Source, open_source
 from pipelines.steps import Step
-from pipelines.store import Store
 
 PIPELINE_FILE = "pipeline.yaml"
 SUMMARY_FILE = "summary.json"
@@ -125,11 +125,12 @@ def _run_segment(
     on_news: OnNews,
 ) -> None:
     if options.inline:
-        from pipelines.inline import run_segment
+        from pipelines.engine.inline import run_segment
 
         run_segment(layout, segment, shards, everything, fetch, on_news)
         return
-    from pipelines import on_ray, ray_resources
+    from pipelines import ray_resources
+    from pipelines.engine import on_ray
 
     if segment[0].is_dataset:
         on_ray.run_barrier(layout, segment[0], everything, on_news)
@@ -144,7 +145,7 @@ def _run_segment(
 def _session(options: Options) -> AbstractContextManager[None]:
     if options.inline:
         return nullcontext()
-    from pipelines.on_ray import ray_session
+    from pipelines.engine.on_ray import ray_session
 
     return ray_session(options.address, options.workers, options.verbose)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from operators.base import DatasetOperator, ImageOperator, Operator
+from operators.columns.schemas import SHARD, SOURCE_COLUMNS
 from operators.registry import is_built_in
-from operators.schemas import SHARD, SOURCE_COLUMNS
 from pipelines.errors import nearest
 
 ENGINE_VERSION = 1

@@ -24,7 +24,7 @@ from operators.base import (
     TableResult,
     tuning,
 )
-from operators.images import DecodedImage
+from operators.images.decoded import DecodedImage
 
 
 class Brightness(ImageOperator):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from operators.boxes import iou
+from operators.detections.boxes import iou
 
 Box = Mapping[str, Any]
 

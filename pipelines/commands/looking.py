@@ -13,7 +13,7 @@ from pipelines.commands.options import AsJson, RunArgument, RunFolder, RunRequir
 @user_errors
 def status(run: RunArgument = None, as_json: AsJson = False) -> None:
     """Show how far a run is and what became of its images."""
-    from pipelines.inspect_run import print_status, status_of
+    from pipelines.inspection.status import print_status, status_of
 
     found = status_of(run_folder(run))
     show(found, as_json, print_status)
@@ -28,7 +28,7 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Tell one image's whole story: every step and decision, and why."""
-    from pipelines.inspect_run import explain_image, print_explanation
+    from pipelines.inspection.status import explain_image, print_explanation
 
     story = explain_image(run_folder(run), key)
     show(story, as_json, print_explanation, default=str)
@@ -58,8 +58,8 @@ def evaluate(
     Compares labels, masks, words, gaze, captions, duplicates and bad images with what the truth has of them.
     """
     from pipelines.errors import UserError
-    from pipelines.evaluate import Calibration, evaluate_run
-    from pipelines.print_evaluation import print_evaluation
+    from pipelines.evaluation.evaluate import Calibration, evaluate_run
+    from pipelines.evaluation.print import print_evaluation
 
     if precision is not None and calibrate is None:
         raise UserError("--precision says what --calibrate should look for: give both")
@@ -86,9 +86,9 @@ def search(
 
     Prints their keys and writes a contact sheet. The run must have an `embed` step.
     """
-    from pipelines.contact_sheet import write_contact_sheet
-    from pipelines.print_search import print_search
-    from pipelines.search import Query, search_run
+    from pipelines.search.contact_sheet import write_contact_sheet
+    from pipelines.search.print import print_search
+    from pipelines.search.search import Query, search_run
 
     found = search_run(run_folder(run), Query(text, image, key), top, everything, step)
     found["sheet"] = write_contact_sheet(found)

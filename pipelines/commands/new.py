@@ -54,8 +54,8 @@ def new(
     unless you say so.
     """
     from pipelines.errors import UserError
-    from pipelines.new import pipeline_text
-    from pipelines.new_questions import Given, answers_of
+    from pipelines.new.questions import Given, answers_of
+    from pipelines.new.write import pipeline_text
 
     terminal = in_terminal()
     answers = answers_of(Given(source, kind, want, classes, export, gpu, yes, terminal))
@@ -76,7 +76,7 @@ def new(
 
 def _say_next(path: Path, cards: list[str]) -> None:
     from operators.models.weights import available
-    from pipelines.cards import find_card
+    from pipelines.config.cards import find_card
 
     missing = [card for card in cards if not available(find_card(card))]
     name = shlex.quote(str(path))

@@ -15,13 +15,13 @@ import typer
 
 
 def _pipeline_files(incomplete: str) -> list[str]:
-    from pipelines.completion import pipeline_files
+    from pipelines.commands.completion import pipeline_files
 
     return pipeline_files(incomplete)
 
 
 def _keys_to_set(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    from pipelines.completion import keys_to_set
+    from pipelines.commands.completion import keys_to_set
 
     # Behind a `--set` that still lacks its value, arguments are left unparsed.
     named = [context.params.get("pipeline"), *context.args]
@@ -29,19 +29,19 @@ def _keys_to_set(context: typer.Context, incomplete: str) -> list[tuple[str, str
 
 
 def _run_folders(incomplete: str) -> list[str]:
-    from pipelines.completion import run_folders
+    from pipelines.commands.completion import run_folders
 
     return run_folders(incomplete)
 
 
 def _operators(incomplete: str) -> list[str]:
-    from pipelines.completion import operators
+    from pipelines.commands.completion import operators
 
     return operators(incomplete)
 
 
 def _model_cards(incomplete: str) -> list[tuple[str, str]]:
-    from pipelines.completion import model_cards
+    from pipelines.commands.completion import model_cards
 
     return model_cards(incomplete)
 
@@ -200,7 +200,7 @@ def run_folder(given: str | None) -> str:
     """The run that was named, or the newest one below runs/."""
     from pipelines.errors import UserError, nearest
     from pipelines.run import PIPELINE_FILE
-    from pipelines.store import Store
+    from pipelines.run_folder.store import Store
 
     found = sorted(Path("runs").glob(f"*/{PIPELINE_FILE}"), key=lambda path: path.stat().st_mtime)
     if given is not None:

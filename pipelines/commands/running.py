@@ -40,12 +40,12 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a pipeline: do whatever of it is not done yet."""
-    from operators.columns import ContractError
+    from operators.applying.results import ContractError
     from operators.secrets import hide
-    from pipelines.config import load_pipeline
+    from pipelines.config.pipeline import load_pipeline
+    from pipelines.engine.terminal import TerminalReporter
     from pipelines.run import Options
     from pipelines.run import run as run_pipeline
-    from pipelines.terminal import TerminalReporter
 
     loaded = load_pipeline(pipeline, set_)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
@@ -74,7 +74,7 @@ def check(pipeline: PipelineFile, set_: Overrides = None, as_json: AsJson = Fals
 
     Reads no image and starts nothing. With --json the mistakes found are printed as JSON too.
     """
-    from pipelines.config import load_pipeline
+    from pipelines.config.pipeline import load_pipeline
     from pipelines.errors import ConfigError
 
     try:
@@ -114,8 +114,8 @@ def plan(
 
     Tells each step, how much of it is done already, and how the rest is placed on this machine or on another cluster.
     """
-    from pipelines.config import load_pipeline
-    from pipelines.inspect_run import plan_of, print_plan
+    from pipelines.config.pipeline import load_pipeline
+    from pipelines.inspection.status import plan_of, print_plan
 
     planned = plan_of(load_pipeline(pipeline, set_), workers, resources, gpu_memory)
     show(planned, as_json, print_plan)

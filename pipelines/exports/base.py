@@ -38,7 +38,7 @@ class ExportImage:
         width: Of the upright image, in pixels.
         height: Of the upright image, in pixels.
         split: Name of its split; None when the dataset has none.
-        detections: Dicts of `operators.schemas.DETECTION`, in pixels of the upright image.
+        detections: Dicts of `operators.columns.schemas.DETECTION`, in pixels of the upright image.
         format: Pillow's name of the format that the bytes have, such as ``JPEG``.
         words: Dicts of `operators.read.WORD`; None where nobody looked for words.
         caption: A sentence about the image, if there is one.
@@ -69,7 +69,7 @@ class Dataset:
         fetch: Gives the bytes behind a uri; called from several threads.
         provenance: Where the dataset came from and how it was made, as JSON values. ``licences``, a list of names or
             URLs, goes where the format has a place for it. ``models`` lists the models that made the labels, as
-            `pipelines.export_columns.models_used` gives them.
+            `pipelines.exports.columns.models_used` gives them.
     """
 
     images: Iterator[ExportImage]
@@ -162,7 +162,7 @@ class Exporter(ABC):
         self.params = params
 
     def needs(self) -> tuple[str, ...]:
-        """Keys of `pipelines.export_columns.COLUMNS` whose columns these parameters cannot do without.
+        """Keys of `pipelines.exports.columns.COLUMNS` whose columns these parameters cannot do without.
 
         Where ``class`` is among them, `write` is handed the classes of images, not those of objects.
         """

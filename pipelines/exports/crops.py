@@ -20,7 +20,7 @@ from pipelines.sources.base import in_order
 if TYPE_CHECKING:
     from PIL import Image
 
-    from operators.images import DecodedImage
+    from operators.images.decoded import DecodedImage
 
 THREADS = 4
 """Images decoded at once; Pillow works on several at a time, and each may take hundreds of megabytes."""
@@ -98,7 +98,7 @@ class Crops(Exporter):
     def _cut(self, image: ExportImage, labels: list[Label], fetch: Fetch, kind: str) -> tuple[ExportImage, list[_Crop]]:
         if not labels:
             return image, []
-        from operators.images import DecodeError, decode
+        from operators.images.decoded import DecodeError, decode
 
         try:
             decoded = decode(fetch(image.uri))

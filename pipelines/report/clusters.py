@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.vectors import Vectors, holds_vectors
+from operators.columns.vectors import Vectors, holds_vectors
 from pipelines.report.limits import CLUSTER_IMAGES, CLUSTERS, MAP_POINTS
 from pipelines.report.picking import Lowest, draw
 from pipelines.report.run_reader import Figures, RunReader, ShardView

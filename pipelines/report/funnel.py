@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.outcomes import reason_kind
 from pipelines.report.limits import FAILURES, GALLERIES, GALLERY_IMAGES
 from pipelines.report.picking import Lowest, draw
 from pipelines.report.run_reader import Figures, RunReader, ShardView
+from pipelines.run_folder.outcomes import reason_kind
 from pipelines.steps import Input
 
 KINDS = ("dropped", "duplicate", "failed")
@@ -20,7 +20,7 @@ NAMES = (Input(None, "key", pa.string()), Input(None, "uri", pa.string()))
 
 
 class Funnel:
-    """Counts the first decision against each image, as `pipelines.outcomes` does, and picks examples."""
+    """Counts the first decision against each image, as `pipelines.run_folder.outcomes` does, and picks examples."""
 
     def __init__(self, run: RunReader) -> None:
         self._run = run

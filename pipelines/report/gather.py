@@ -30,7 +30,7 @@ def gather(run: RunReader, truth: Path | None, on_progress: OnProgress = lambda 
 
     Args:
         run: The run.
-        truth: What to hold it against; see `pipelines.truth.read_truth`.
+        truth: What to hold it against; see `pipelines.evaluation.truth.read_truth`.
         on_progress: Told about the pictures, which take most of the time.
 
     Raises:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from operators.columns.schemas import SIDES
 from operators.gaze import GAZES
 from operators.read import WORD
-from operators.schemas import SIDES
 from pipelines.exports.masks import Mask, MaskError, read_mask
 from pipelines.report.limits import LARGE, OVERLAY_PARTS, TEXT
 from pipelines.report.pictures import Picture

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from operators.wording import counted
-from pipelines.print_evaluation import PARTS as EVALUATION_PARTS
+from pipelines.evaluation.print import PARTS as EVALUATION_PARTS
 from pipelines.report.limits import GALLERY_IMAGES
 from pipelines.report.run_reader import Figures
 

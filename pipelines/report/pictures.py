@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from operators.base import RowError
-from operators.images import decode
+from operators.images.decoded import decode
 from pipelines.errors import UserError
 from pipelines.report.limits import MAX_PICTURE_BYTES
 from pipelines.sources.base import in_order

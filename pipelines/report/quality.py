@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from operators.columns.schemas import SIDES
 from operators.measures.detections import bbox, corners, match
-from operators.schemas import SIDES
-from pipelines.evaluate import evaluate_run
-from pipelines.export_run import labels_column
+from pipelines.engine.export_run import labels_column
+from pipelines.evaluation.evaluate import evaluate_run
+from pipelines.evaluation.truth import Truth, read_truth
 from pipelines.report.run_reader import Figures, RunReader, ShardView
-from pipelines.shards import read_shard
+from pipelines.run_folder.shards import read_shard
 from pipelines.steps import Input
-from pipelines.truth import Truth, read_truth
 
 
 @dataclass

@@ -13,11 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.errors import UnfinishedRun
-from pipelines.inspect_run import reopen
-from pipelines.layout import Layout, column_of
-from pipelines.outcomes import Outcome, outcomes
+from pipelines.inspection.status import reopen
 from pipelines.run import SUMMARY_FILE
-from pipelines.shards import read_shard
+from pipelines.run_folder.layout import Layout, column_of
+from pipelines.run_folder.outcomes import Outcome, outcomes
+from pipelines.run_folder.shards import read_shard
 from pipelines.steps import Input, Step
 
 Figures = dict[str, Any]

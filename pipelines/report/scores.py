@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from operators.columns.schemas import DETECTIONS
 from operators.keep import Keep
 from operators.read import WORD
-from operators.schemas import DETECTIONS
 from operators.select import Select
 from pipelines.report.histogram import Histogram
 from pipelines.report.limits import CLASSES, SCORES

@@ -32,7 +32,7 @@ def write_report(
 
     Args:
         folder: The run.
-        truth: Hold the run against it; see `pipelines.truth.read_truth`.
+        truth: Hold the run against it; see `pipelines.evaluation.truth.read_truth`.
         out: Where to write; ``report.html`` in the run if not given.
         again: Write it even if there is one already of the same results.
         on_progress: Told how many pictures of how many are made.

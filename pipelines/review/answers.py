@@ -37,7 +37,7 @@ class Answer:
         image_id: Of the image.
         reviewer: Who; None where the file does not say.
         reviewed_at: When; None where the file does not say.
-        detections: Dicts of `operators.schemas.DETECTION`.
+        detections: Dicts of `operators.columns.schemas.DETECTION`.
         untouched: How many of them are labels as they were shown.
     """
 

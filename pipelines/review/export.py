@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.engine.export_run import export_images
 from pipelines.errors import UnfinishedRun, UserError, nearest
-from pipelines.export_columns import labels_column, models_used
-from pipelines.export_run import export_images
 from pipelines.exports import exporter
 from pipelines.exports.base import Dataset, Exporter, ExportError, ExportImage, Fetch
+from pipelines.exports.columns import labels_column, models_used
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.label_studio import LabelStudio
-from pipelines.inspect_run import reopen
+from pipelines.inspection.status import reopen
 from pipelines.review.collect import DECISIONS_FILE, read_decisions
 from pipelines.review.manifest import FOLDER, Details, manifest_bytes, read_manifests
 from pipelines.review.pick import Pick, pick

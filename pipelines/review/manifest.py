@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.schemas import DETECTIONS
+from operators.columns.schemas import DETECTIONS
 from pipelines.errors import UserError
 from pipelines.exports.base import ExportImage
-from pipelines.store import Store, parquet_bytes
+from pipelines.run_folder.store import Store, parquet_bytes
 
 FOLDER = "review/given"
 """Where a run keeps them."""

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pat
 
-from operators.seeded import key_bytes, seeded_hashes
+from operators.sampling.seeded import key_bytes, seeded_hashes
 from operators.select import DEFAULT, Select
-from pipelines.layout import Layout, column_of
-from pipelines.outcomes import outcomes
-from pipelines.shards import read_shard
+from pipelines.run_folder.layout import Layout, column_of
+from pipelines.run_folder.outcomes import outcomes
+from pipelines.run_folder.shards import read_shard
 from pipelines.steps import Input
 
 NEAR = 0.1

@@ -74,8 +74,8 @@ class Entry:
         key: Path below the source's root with ``/`` between parts; unique in the source.
         uri: Where the bytes are; see `pipelines.sources.uri`.
         version: Changes when the bytes do; None where nothing tells.
-        labels: Dicts with the fields of `operators.schemas.DETECTION`. ``[]`` says that nothing is there, None that
-            nobody looked, or that all that was there is refused.
+        labels: Dicts with the fields of `operators.columns.schemas.DETECTION`. ``[]`` says that nothing is there, None
+            that nobody looked, or that all that was there is refused.
         split: train, val or test as the source has it.
         metadata: What else the source knows, as values that JSON can hold.
         problem: A note on the source's entry, shown and stored. The image is processed all the same. Names what is in
@@ -94,7 +94,7 @@ class Entry:
 
     @property
     def label_state(self) -> str:
-        """One of `operators.schemas.LABEL_STATES`."""
+        """One of `operators.columns.schemas.LABEL_STATES`."""
         if self.refused:
             return "refused"
         return "unread" if self.labels is None else "read"

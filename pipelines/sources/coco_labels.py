@@ -40,7 +40,7 @@ class Taken:
     """What became of the annotations of an image.
 
     Attributes:
-        labels: Dicts of `operators.schemas.DETECTION`, regions to ignore among them.
+        labels: Dicts of `operators.columns.schemas.DETECTION`, regions to ignore among them.
         refused: Those that could not be taken.
         notes: What is worth saying of those that were.
     """

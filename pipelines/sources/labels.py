@@ -38,7 +38,7 @@ def detection(
     crowd: bool | None = None,
     extra: str | None = None,
 ) -> dict[str, Any]:
-    """A dict with the fields of `operators.schemas.DETECTION`; `box` is ``x1, y1, x2, y2``."""
+    """A dict with the fields of `operators.columns.schemas.DETECTION`; `box` is ``x1, y1, x2, y2``."""
     x1, y1, x2, y2 = map(float, box)
     name = valid_text(name)
     return {
@@ -264,7 +264,7 @@ def bytes_size(data: bytes) -> tuple[int, int]:
 
 def bytes_shape(data: bytes) -> Shape:
     """Size and orientation of an encoded image. Raises: LabelError."""
-    from operators.images import DecodeError, image_orientation, image_size
+    from operators.images.decoded import DecodeError, image_orientation, image_size
 
     try:
         return Shape(image_size(data), image_orientation(data))

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from operators import registry
+from operators.columns.schemas import SIDES
 from operators.engines.pretrained import silence
 from operators.models.card import ROOT, ModelCard, load_card
 from operators.models.device import seeded
-from operators.schemas import SIDES
 from tests.benchmarks import operator_forwards as forwards
-from tests.operators import tiny_sams
+from tests.operators.engines.segmentation import tiny_sams
 
 WIDTH, HEIGHT = 640, 480
 """Of the images that `tests.benchmarks.mill.draw` draws."""
@@ -104,7 +104,7 @@ def boxes_of(index: int, count: int) -> np.ndarray:
 
 
 def detections_of(index: int, count: int) -> list[dict[str, Any]]:
-    """The same as rows of `operators.schemas.DETECTIONS`, all of them faces."""
+    """The same as rows of `operators.columns.schemas.DETECTIONS`, all of them faces."""
     rest = {"class": "face", "score": 0.9, "prompt": "face", "mask": None}
     return [{**dict(zip(SIDES, box, strict=True)), **rest} for box in boxes_of(index, count).tolist()]
 

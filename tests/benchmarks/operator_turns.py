@@ -94,11 +94,11 @@ class Applied:
     def __init__(self, case: Case, operator: Any, paths: list[Path], cores: int) -> None:
         import torch
 
-        from operators.apply import Worker
+        from operators.applying.apply import Worker
 
         self._case, self._operator, self._paths = case, operator, paths
         self._gpu = torch.cuda.is_available()
-        self._threads = 2 * cores if self._gpu else 1  # as `pipelines.placement` gives a worker
+        self._threads = 2 * cores if self._gpu else 1  # as `pipelines.engine.placement` gives a worker
         self.worker = Worker(operator)
         self.worker.batch = case.batch
 
@@ -106,9 +106,9 @@ class Applied:
         """Apply the operator to the images of a turn, as a worker applies it to a shard."""
         import pyarrow as pa
 
-        from operators.apply import Job, apply
-        from operators.loading import ShardImages
-        from operators.schemas import DETECTIONS
+        from operators.applying.apply import Job, apply
+        from operators.applying.shard_images import ShardImages
+        from operators.columns.schemas import DETECTIONS
 
         count = images or self._images()
         paths = [self._paths[index % len(self._paths)] for index in range(count)]
@@ -126,7 +126,7 @@ class Applied:
 
     def bare(self) -> Callable[[], int]:
         """The bare pass over as many ready images as `run` sees."""
-        from operators.images import decode
+        from operators.images.decoded import decode
 
         batch = self.worker.batch
         items = []

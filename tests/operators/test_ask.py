@@ -10,18 +10,18 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from operators.apply import Job, Worker, apply
+from operators.applying.apply import Job, Worker, apply
+from operators.applying.shard_images import ShardImages
 from operators.ask import Ask
 from operators.base import OperatorError, RowError
-from operators.engines import image_text_to_text_model as engine
-from operators.engines import words
-from operators.engines.json_answer import JsonAnswer
-from operators.images import DecodedImage
-from operators.loading import ShardImages
+from operators.engines.image_text_to_text import transformers_model as engine
+from operators.engines.image_text_to_text import word_tokenizer
+from operators.engines.image_text_to_text.json_answer import JsonAnswer
+from operators.images.decoded import DecodedImage
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT, Weights
 from tests.drawing import picture
-from tests.operators import tiny_vlms
+from tests.operators.engines.image_text_to_text import tiny_vlms
 
 FOLDER = ROOT / "conf" / "models"
 MINIATURE = load_card(FOLDER / "vlm-miniature.yaml")
@@ -128,18 +128,18 @@ def test_the_words_are_those_of_transformers_forward() -> None:
     from torchvision.transforms.v2.functional import resize
 
     image = picture(320, 240)
-    tokenizer = words.word_tokenizer(engine.check(RANDOM).words)
+    tokenizer = word_tokenizer.word_tokenizer(engine.check(RANDOM).words)
     pixels = resize(torch.from_numpy(image.pixels.copy()).permute(2, 0, 1), [SIDE, SIDE], antialias=True).float() / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = ((pixels - mean[:, None, None]) / std[:, None, None])[None]
-    ids = [words.IMAGE] * PLACES + tokenizer.encode("describe the image").ids
+    ids = [word_tokenizer.IMAGE] * PLACES + tokenizer.encode("describe the image").ids
     model = engine.build(RANDOM)
     said: list[int] = []
     with torch.no_grad():
         for _ in range(8):
             said.append(int(model(pixel_values=pixels, input_ids=torch.tensor([ids + said])).logits[0, -1].argmax()))
-    if words.END in said:
-        said = said[: said.index(words.END)]
+    if word_tokenizer.END in said:
+        said = said[: said.index(word_tokenizer.END)]
     assert rows(ask(prompt="Describe the image"), [image])[0]["answer"] == tokenizer.decode(said)
 
 

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from operators.applying.results import join_result
 from operators.balance import Balance
 from operators.base import Decision, OperatorError
-from operators.columns import join_result
-from operators.image_classes import NONE
-from operators.schemas import DETECTIONS, embedding
-from operators.vectors import Vectors
+from operators.columns.image_classes import NONE
+from operators.columns.schemas import DETECTIONS, embedding
+from operators.columns.vectors import Vectors
 
 CLASSES = pa.list_(pa.string())
 

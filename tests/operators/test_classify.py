@@ -8,13 +8,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from operators.applying.results import to_array
 from operators.base import OperatorError
 from operators.classify import Classify
-from operators.columns import to_array
-from operators.engines import open_clip as engine
+from operators.columns.schemas import embedding
+from operators.engines.embedding import open_clip as engine
 from operators.models import load_card
 from operators.models.card import ROOT
-from operators.schemas import embedding
 
 RANDOM = load_card(ROOT / "conf" / "models" / "clip-random.yaml")
 WIDTH = 32

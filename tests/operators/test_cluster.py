@@ -14,9 +14,9 @@ from sklearn.metrics import adjusted_rand_score
 from operators import cluster as module
 from operators.base import OperatorError
 from operators.cluster import Cluster
+from operators.columns.schemas import embedding
 from operators.models import load_card
 from operators.models.card import ROOT
-from operators.schemas import embedding
 from tests.operators.clustering.planted import planted, unit
 from tests.operators.clustering.steps import NAMED, SEVERAL, SIZES, WIDTH, build, earlier, run, table, values
 
@@ -257,7 +257,7 @@ def test_large_datasets_are_judged_by_a_sample(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_names_are_the_nearest_of_the_vocabulary() -> None:
-    from operators.engines.encoder import text_encoder
+    from operators.engines.embedding.encoder import text_encoder
 
     texts = text_encoder(NAMED["model"]).encode([f"a photo of a {name}." for name in NAMED["vocabulary"]])
     random = np.random.default_rng(0)
@@ -274,7 +274,7 @@ def test_names_are_the_nearest_of_the_vocabulary() -> None:
 def test_drawn_things_are_grouped_and_named(params: dict[str, Any]) -> None:
     from PIL import Image
 
-    from operators.engines.encoder import image_encoder
+    from operators.engines.embedding.encoder import image_encoder
     from operators.miniatures.crops import draw_object
     from operators.miniatures.objects import colours, kinds
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from operators.base import KEPT, TableResult
+from operators.columns.schemas import DETECTIONS
 from operators.deduplicate import Deduplicate
-from operators.schemas import DETECTIONS
-from tests.operators.generations import earlier
+from tests.operators.engines.image_text_to_text.generations import earlier
 
 SCHEMA = pa.schema(
     [

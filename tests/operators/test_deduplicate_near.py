@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from operators.base import OperatorError, TableResult
+from operators.columns.schemas import embedding
+from operators.columns.vectors import INFINITE, MISSING, ZERO
 from operators.deduplicate import Deduplicate
-from operators.schemas import embedding
-from operators.vectors import INFINITE, MISSING, ZERO
-from tests.operators.generations import earlier
+from tests.operators.engines.image_text_to_text.generations import earlier
 
 SCHEMA = pa.schema(
     [

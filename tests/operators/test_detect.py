@@ -8,16 +8,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from operators.apply import Job, Worker, apply
+from operators.applying.apply import Job, Worker, apply
+from operators.applying.shard_images import ShardImages
 from operators.base import OperatorError, RowError
+from operators.columns.schemas import DETECTIONS
 from operators.detect import Detect, Found, Item
-from operators.engines.detector import Answer
-from operators.loading import ShardImages
+from operators.engines.detection.detector import Answer
 from operators.models import ModelCard, ModelError, load_card
 from operators.ontology import Ontology
-from operators.schemas import DETECTIONS
 from tests.drawing import picture
-from tests.operators.tiny_detectors import (
+from tests.operators.engines.detection.tiny_detectors import (
     CARDS,
     FOLDER,
     ONTOLOGY,

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from operators.base import RowError
+from operators.columns.schemas import SIDES
 from operators.detect import Detect, Large
-from operators.images import DecodedImage
+from operators.images.decoded import DecodedImage
 from operators.measures.detections import match
 from operators.miniatures.objects import kinds
 from operators.miniatures.world import World
 from operators.models import load_card
-from operators.schemas import SIDES
 from operators.select import Select
 from tests.drawing import picture
+from tests.operators.engines.detection.tiny_detectors import FOLDER, ONTOLOGY, PLAIN, detect
 from tests.operators.test_select import table
-from tests.operators.tiny_detectors import FOLDER, ONTOLOGY, PLAIN, detect
 
 TILES = {"size": 128, "overlap": 0.25}
 

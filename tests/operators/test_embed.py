@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from operators.base import RowError
 from operators.embed import Embed
-from operators.engines import open_clip as engine
-from operators.images import DecodedImage
+from operators.engines.embedding import open_clip as engine
+from operators.images.decoded import DecodedImage
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT
 from tests.drawing import picture

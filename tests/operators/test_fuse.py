@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from operators.base import OperatorError
+from operators.columns.schemas import DETECTIONS
 from operators.fuse import Fuse, Platt
-from operators.schemas import DETECTIONS
 from tests.operators.test_select import box
 
 SIDES = ("x1", "y1", "x2", "y2")

@@ -12,17 +12,17 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from operators.apply import Job, Worker, apply
+from operators.applying.apply import Job, Worker, apply
+from operators.applying.shard_images import ShardImages
 from operators.base import OperatorError, RowError
-from operators.engines import l2cs as engine
+from operators.columns.schemas import DETECTIONS
+from operators.engines.gaze import l2cs as engine
 from operators.gaze import GAZES, Gaze
-from operators.images import decode
-from operators.loading import ShardImages
+from operators.images.decoded import decode
 from operators.miniatures.crops import draw_face
 from operators.miniatures.faces import direction
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT
-from operators.schemas import DETECTIONS
 from tests.drawing import encode, noise
 
 FOLDER = ROOT / "conf" / "models"

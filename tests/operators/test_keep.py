@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.apply import Job, Worker, apply
+from operators.applying.apply import Job, Worker, apply
 from operators.base import KEPT, Decision, OperatorError, RowError
+from operators.columns.schemas import DETECTIONS, embedding
 from operators.keep import Keep
-from operators.schemas import DETECTIONS, embedding
 
 
 def keep(where: str) -> Keep:
@@ -283,7 +283,7 @@ def test_sums_of_columns() -> None:
 def test_of_several_functions_of_a_name_the_one_that_is_called_is_judged(
     monkeypatch: pytest.MonkeyPatch, stability: str
 ) -> None:
-    from operators import functions
+    from operators.expressions import functions
 
     catalogue = dict(functions._catalogue())
     floats = ("FLOAT", "FLOAT")
@@ -333,7 +333,7 @@ def test_only_referenced_columns_reach_duckdb() -> None:
 
 
 def test_nothing_outside_the_row_can_be_reached(tmp_path: Any) -> None:
-    from operators.functions import connection
+    from operators.expressions.functions import connection
 
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from operators.columns.schemas import DETECTIONS
 from operators.label_conflicts import LabelConflicts
-from operators.schemas import DETECTIONS
-from tests.operators.generations import earlier
+from tests.operators.engines.image_text_to_text.generations import earlier
 from tests.operators.test_label_errors import box
 
 LEFT, RIGHT = (0, 0, 50, 50), (60, 0, 100, 40)

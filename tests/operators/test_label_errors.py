@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.base import OperatorError
+from operators.columns.schemas import DETECTIONS
+from operators.detections.sightings import probability, sightings
 from operators.label_errors import LabelErrors
-from operators.label_findings import KINDS, LABEL_ERRORS, pool
+from operators.labels.findings import KINDS, LABEL_ERRORS, pool
 from operators.ontology import Ontology
-from operators.schemas import DETECTIONS
-from operators.sightings import probability, sightings
 
 ONTOLOGY = Ontology({"car": ("car", "taxi"), "bus": ("bus",), "traffic light": ("traffic light",)})
 CAR = (10.0, 10.0, 50.0, 50.0)

@@ -13,17 +13,17 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from operators.applying.results import to_array
 from operators.base import Needs, OperatorError, RowError
 from operators.classify import Classify
-from operators.columns import to_array
-from operators.images import DecodedImage, decode
+from operators.columns.schemas import embedding
+from operators.images.decoded import DecodedImage, decode
 from operators.keep import Keep
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT, file_sha256
 from operators.moderate import Moderate
-from operators.schemas import embedding
 from tests.drawing import picture
-from tests.operators import tiny_encoders
+from tests.operators.engines.embedding import tiny_encoders
 from tests.operators.test_embed import SIZES, embed
 
 FOLDER = ROOT / "conf" / "models"

@@ -15,15 +15,15 @@ import transformers
 from PIL import Image
 from pycocotools import mask as coco
 
-from operators.apply import Job, Worker, apply
+from operators.applying.apply import Job, Worker, apply
+from operators.applying.shard_images import ShardImages
 from operators.base import RowError
-from operators.engines.pipeline_tasks import CLASSES, ENTITY
-from operators.images import DecodedImage
-from operators.loading import ShardImages
+from operators.columns.schemas import DETECTIONS, embedding
+from operators.engines.any_pipeline.pipeline_tasks import CLASSES, ENTITY
+from operators.images.decoded import DecodedImage
 from operators.pipeline import Pipeline
-from operators.schemas import DETECTIONS, embedding
-from tests.operators import tiny_pipelines as tiny
-from tests.operators import tiny_vlms
+from tests.operators.engines.any_pipeline import tiny_pipelines as tiny
+from tests.operators.engines.image_text_to_text import tiny_vlms
 
 TEXTS = ["A red cup stands on the table.", "dog", "this is a photo of the blue sign ."]
 ENTAILS = {"id2label": {0: "no", 1: "entailment"}, "label2id": {"no": 0, "entailment": 1}}

@@ -13,18 +13,18 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from operators.apply import Job, Worker, apply
+from operators.applying.apply import Job, Worker, apply
+from operators.applying.shard_images import ShardImages
 from operators.base import OperatorError, RowError
-from operators.engines import doctr as engine
-from operators.engines import doctr_model
-from operators.images import DecodedImage, decode
-from operators.loading import ShardImages
+from operators.columns.schemas import DETECTIONS
+from operators.engines.text import doctr as engine
+from operators.engines.text import doctr_model
+from operators.images.decoded import DecodedImage, decode
 from operators.miniatures.words import held_out
 from operators.miniatures.world import Scene, World
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT
 from operators.read import LINE, SIDES, WORD, Read
-from operators.schemas import DETECTIONS
 
 FOLDER = ROOT / "conf" / "models"
 DETECTION = load_card(FOLDER / "doctr-detection-miniature.yaml")

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from operators.base import OperatorError
+from operators.columns.schemas import DETECTIONS
 from operators.review import REVIEWS, Review
-from operators.schemas import DETECTIONS
-from tests.pipelines.export_scenes import detection
+from tests.pipelines.exports.scenes import detection
 
 WHEN = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -16,16 +16,26 @@ from safetensors.torch import save_file
 from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.utils.amg import batched_mask_to_box, calculate_stability_score
 
-from operators.apply import Job, ShardImages, Worker, apply
+from operators.applying.apply import Job, ShardImages, Worker, apply
 from operators.base import RowError
-from operators.engines import segment_anything as engine
+from operators.columns.schemas import DETECTIONS
+from operators.engines.segmentation import segment_anything as engine
 from operators.models import ModelError, load_card
 from operators.models.card import ROOT
-from operators.schemas import DETECTIONS
 from operators.segment import Segment
 from tests.drawing import picture
-from tests.operators.tiny_sams import ALL_CARDS, CONFIG, SIZES, detections, masks_of, overlap, run, segment, unnamed
-from tests.operators.tiny_sams import ORIGINAL_CARD as CARD
+from tests.operators.engines.segmentation.tiny_sams import (
+    ALL_CARDS,
+    CONFIG,
+    SIZES,
+    detections,
+    masks_of,
+    overlap,
+    run,
+    segment,
+    unnamed,
+)
+from tests.operators.engines.segmentation.tiny_sams import ORIGINAL_CARD as CARD
 
 FOLDER = ROOT / "conf" / "models"
 
@@ -287,7 +297,7 @@ def test_full_size_weights_must_be_pulled_first() -> None:
 def test_planning_imports_no_model_library() -> None:
     code = (
         "import sys; from operators.models import load_card; from operators.segment import Segment\n"
-        "from operators.schemas import DETECTIONS\n"
+        "from operators.columns.schemas import DETECTIONS\n"
         "for name in ('sam-vit-b', 'sam2.1-hiera-small', 'sam3'):\n"
         "    card = load_card(f'conf/models/{name}.yaml')\n"
         "    operator = Segment(Segment.Params(model=card, everything=True))\n"

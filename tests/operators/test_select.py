@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.apply import Job, Worker, apply
+from operators.applying.apply import Job, Worker, apply
 from operators.base import KEPT, OperatorError
+from operators.columns.schemas import DETECTIONS
 from operators.ontology import Ontology
-from operators.schemas import DETECTIONS
 from operators.select import Select
 
 ONTOLOGY = {"car": ["car", "taxi"], "truck": "truck", "stop sign": "stop sign"}
@@ -224,7 +224,7 @@ def test_the_order_of_the_input_does_not_matter(boxes: list[Any], params: dict[s
 @settings(max_examples=100, deadline=None)
 @given(boxes=st.lists(BOXES, max_size=12), threshold=st.sampled_from([0.3, 0.7]))
 def test_what_stays_does_not_overlap_and_what_went_did(boxes: list[Any], threshold: float) -> None:
-    from operators.boxes import iou
+    from operators.detections.boxes import iou
 
     picked, reasons = one(boxes, nms=threshold, containment=None, score=0)
     corners = np.array([[item[side] for side in ("x1", "y1", "x2", "y2")] for item in picked], float).reshape(-1, 4)

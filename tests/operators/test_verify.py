@@ -10,20 +10,20 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from operators.apply import Job, Worker, apply
+from operators.applying.apply import Job, Worker, apply
+from operators.applying.shard_images import ShardImages
 from operators.base import OperatorError
 from operators.classify import Classify
-from operators.crops import crop
+from operators.columns.schemas import DETECTIONS
+from operators.detections.crops import crop
 from operators.embed import Embed
-from operators.engines.answerer import Reply
-from operators.images import DecodedImage
-from operators.loading import ShardImages
+from operators.engines.image_text_to_text.answerer import Reply
+from operators.images.decoded import DecodedImage
 from operators.models import load_card
-from operators.schemas import DETECTIONS
 from operators.verify import Verify
 from tests.drawing import encode, picture
+from tests.operators.engines.detection.tiny_detectors import FOLDER
 from tests.operators.test_select import box
-from tests.operators.tiny_detectors import FOLDER
 
 CLIP, VLM = load_card(FOLDER / "clip-random.yaml"), load_card(FOLDER / "vlm-miniature.yaml")
 ONTOLOGY = {"car": ["car", "taxi"], "truck": "truck", "stop sign": "stop sign"}
@@ -170,7 +170,7 @@ class Oracle:
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
     found = Oracle()
-    monkeypatch.setattr("operators.opinions.answerer.answerer", lambda card, dtype: found)
+    monkeypatch.setattr("operators.labels.second_opinions.answerer.answerer", lambda card, dtype: found)
     return found
 
 

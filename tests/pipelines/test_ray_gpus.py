@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.config import load_pipeline
+from pipelines.config.pipeline import load_pipeline
+from pipelines.engine.terminal import TerminalReporter
 from pipelines.errors import UserError
 from pipelines.run import Options, run
-from pipelines.terminal import TerminalReporter
 from tests.drawing import folder_of_images
 from tests.pipelines.test_cluster import PATIENCE, add_worker
 from tests.pipelines.test_run import tree

@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.config import load_pipeline
+from pipelines.config.pipeline import load_pipeline
 from tests.drawing import folder_of_images
 from tests.pipelines.command_lines import check_command, options_of, words_of
 

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from operators.columns import ContractError
-from pipelines.config import load_pipeline
+from operators.applying.results import ContractError
+from pipelines.config.pipeline import load_pipeline
+from pipelines.engine.terminal import TerminalReporter
 from pipelines.errors import UserError
 from pipelines.run import Options, run
-from pipelines.terminal import TerminalReporter
 from tests.drawing import encode, folder_of_images, noise
 from tests.toys import logged
 
@@ -293,7 +293,7 @@ def test_an_image_that_kills_every_worker_ends_the_run_and_does_not_hang() -> No
 
 @pytest.mark.usefixtures("data")
 def test_two_runs_do_not_work_in_one_output() -> None:
-    from pipelines.store import Store
+    from pipelines.run_folder.store import Store
 
     with Store("run").locked(), pytest.raises(UserError, match="another run is at work in"):
         go()
@@ -301,7 +301,7 @@ def test_two_runs_do_not_work_in_one_output() -> None:
 
 
 def test_a_lock_leaves_no_file_and_only_the_folders_in_which_something_is() -> None:
-    from pipelines.store import Store
+    from pipelines.run_folder.store import Store
 
     with pytest.raises(KeyError), Store("deep/er/run").locked():
         raise KeyError
@@ -317,7 +317,8 @@ def test_processes_take_turns_at_a_lock_whose_file_comes_and_goes() -> None:
     import sys
 
     code = (
-        "from pathlib import Path; from pipelines.store import Store; from pipelines.errors import UserError\n"
+        "from pathlib import Path; from pipelines.run_folder.store import Store; from pipelines.errors import "
+        "UserError\n"
         "done, number = 0, Path('number')\n"
         "while done < 100:\n"
         "    try:\n"

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from operators.secrets import hide
-from pipelines.config import load_pipeline
+from pipelines.config.pipeline import load_pipeline
+from pipelines.engine.terminal import TerminalReporter
 from pipelines.errors import ConfigError
 from pipelines.run import Options, run
-from pipelines.terminal import TerminalReporter
 from tests.drawing import folder_of_images
 from tests.pipelines.test_cli import labelmill
 
@@ -146,7 +146,7 @@ def test_a_crash_tells_no_secret() -> None:
     code = (
         "import pipelines.commands.running as running\n"
         "from operators.secrets import keep_secret\n"
-        "import pipelines.config as config\n"
+        "import pipelines.config.pipeline as config\n"
         "def load(*a): keep_secret('hush-hush-one'); raise RuntimeError('with hush-hush-one')\n"
         "config.load_pipeline = load\n"
         "import sys; sys.argv = ['labelmill', 'plan', 'p.yaml']\n"

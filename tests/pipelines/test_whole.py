@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from operators.miniatures.write import write_world
-from pipelines.config import load_pipeline
+from pipelines.config.pipeline import load_pipeline
+from pipelines.engine.terminal import TerminalReporter
 from pipelines.run import Options, run
-from pipelines.terminal import TerminalReporter
 from tests.bad_images import Bad, Good, write_bad_images
 from tests.pipelines.test_run import tree
 

@@ -8,10 +8,11 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
+from operators.applying.results import to_array
 from operators.classify import Classify
-from operators.columns import to_array
+from operators.columns.schemas import embedding
 from operators.embed import Embed
-from operators.images import DecodedImage
+from operators.images.decoded import DecodedImage
 from operators.miniatures.crops import draw_object
 from operators.miniatures.duplicates import DUPLICATES, duplicate
 from operators.miniatures.evaluation import SEED
@@ -20,7 +21,6 @@ from operators.miniatures.training.scenes import SIDE
 from operators.miniatures.world import World
 from operators.models.card import ModelCard
 from operators.ontology import Ontology
-from operators.schemas import embedding
 
 CLOSE = 0.9
 """Cosine from which two scenes are taken for copies of each other."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from operators.images import DecodedImage
+from operators.images.decoded import DecodedImage
 from operators.measures.words import Read as Seen
 from operators.measures.words import word_scores
 from operators.miniatures.evaluation import SEED

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from operators.gaze import Gaze
-from operators.images import decode
+from operators.images.decoded import decode
 from operators.measures.gaze import angular_error
 from operators.miniatures.captions import FACE
 from operators.miniatures.evaluation import SEED

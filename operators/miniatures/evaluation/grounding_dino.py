@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from operators.columns.schemas import DETECTIONS
 from operators.detect import Found, Item
-from operators.engines.grounding_dino import GroundingDino
+from operators.engines.detection.grounding_dino import GroundingDino
 from operators.measures.detections import average_precision, bbox, match
 from operators.miniatures.captions import FACE, SIGN
 from operators.miniatures.evaluation import SEED
@@ -18,7 +19,6 @@ from operators.miniatures.training.scenes import SIDE, describe
 from operators.miniatures.world import World
 from operators.models.card import ModelCard
 from operators.ontology import Ontology
-from operators.schemas import DETECTIONS
 from operators.select import Select
 
 NAMES = (*(f"{colour} {kind}" for kind, colour in pairs("all")), FACE, SIGN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from operators.engines.segment_anything import SegmentAnything
+from operators.engines.segmentation.segment_anything import SegmentAnything
 from operators.miniatures.evaluation import SEED
 from operators.miniatures.training.scenes import SIDE, describe
 from operators.miniatures.world import World

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from operators.engines.image_text_to_text import ImageTextToText
+from operators.engines.image_text_to_text.transformers import ImageTextToText
 from operators.miniatures.captions import Thing, parse_caption
 from operators.miniatures.evaluation import SEED
 from operators.miniatures.objects import colours, kinds

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.engines import open_clip
+from operators.engines.embedding import open_clip
 from operators.miniatures.captions import FACE, SIGN
 from operators.miniatures.crops import draw_object
 from operators.miniatures.duplicates import DUPLICATES, duplicate

@@ -50,7 +50,7 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
     import torch
     from torchvision.transforms.v2.functional import resize
 
-    from operators.engines import doctr_model
+    from operators.engines.text import doctr_model
     from operators.models.device import pick_device
 
     device = pick_device()

@@ -3,7 +3,7 @@
 
 It learns from the words of the scenes and from as many signs with made-up words on them: letters that follow each
 other as in English, letters that follow no rule, and numbers. So it learns to read letters and not a list of words.
-Each word is cut out as `operators.engines.doctr` does, by corners such as the detection model gives.
+Each word is cut out as `operators.engines.text.doctr` does, by corners such as the detection model gives.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
     import torch
     from doctr.models import recognition_predictor
 
-    from operators.engines import doctr_model
+    from operators.engines.text import doctr_model
     from operators.models.device import pick_device
 
     device = pick_device()

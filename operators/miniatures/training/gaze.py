@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from operators.engines import l2cs
+from operators.engines.gaze import l2cs
 from operators.miniatures.crops import draw_face
 from operators.miniatures.training.loop import Plan, train
 from operators.miniatures.training.scenes import Scenes
@@ -118,7 +118,7 @@ def _criterion(name: str, logits: torch.Tensor, wanted: torch.Tensor) -> dict[st
     import torch
     from torch.nn import functional
 
-    from operators.engines.l2cs_model import BIN_DEGREES, FIRST_BIN, angles
+    from operators.engines.gaze.l2cs_model import BIN_DEGREES, FIRST_BIN, angles
 
     place = (wanted - FIRST_BIN) / BIN_DEGREES
     low = place.floor().long()

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.engines import captions, grounding_dino_model
-from operators.engines.captions import Phrase
+from operators.engines.detection import captions, grounding_dino_model
+from operators.engines.detection.captions import Phrase
 from operators.miniatures.objects import kinds
 from operators.miniatures.training import crops, prompts
 from operators.miniatures.training.loop import Plan, train
@@ -53,7 +53,7 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
     """
     import torch
 
-    from operators.engines.grounding_dino import Preprocess
+    from operators.engines.detection.grounding_dino import Preprocess
     from operators.models.device import pick_device
 
     device = pick_device()

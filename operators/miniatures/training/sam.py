@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.engines import segment_anything
-from operators.engines.segment_anything import Sizes
+from operators.engines.segmentation import segment_anything
+from operators.engines.segmentation.segment_anything import Sizes
 from operators.miniatures.canvas import mask_box
 from operators.miniatures.training import crops
 from operators.miniatures.training.crops import Piece

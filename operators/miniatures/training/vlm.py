@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.engines import image_text_to_text_model, words
-from operators.engines.image_text_to_text_input import WordInput
+from operators.engines.image_text_to_text import transformers_model, word_tokenizer
+from operators.engines.image_text_to_text.transformers_input import WordInput
 from operators.miniatures.captions import FACE, SIGN, caption, plural
 from operators.miniatures.objects import HELD_OUT, colours, kinds
 from operators.miniatures.training import questions
@@ -73,7 +73,7 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
 
     device = pick_device()
     given = WordInput(card)
-    vlm = image_text_to_text_model.initial(card, plan.seed)
+    vlm = transformers_model.initial(card, plan.seed)
     cells = isqrt(given.check(vlm))
     with seeded(plan.seed):
         head = torch.nn.Conv2d(vlm.config.vision_config.hidden_size, 2 + len(_KINDS) + len(colours()), 1)
@@ -187,11 +187,13 @@ def _tokens(talks: Sequence[list[tuple[str, str]]], given: WordInput, device: to
     for talk in talks:
         row: list[tuple[int, int, int, int]] = []
         for turn, (question, answer) in enumerate(talk):
-            asked, said = given.tokens(question), [*given.tokens(answer), words.END]
+            asked, said = given.tokens(question), [*given.tokens(answer), word_tokenizer.END]
             row += [(token, turn, place, place >= len(asked)) for place, token in enumerate([*asked, *said])]
         rows.append(row)
     longest = max(len(row) for row in rows)
-    filled = torch.tensor([row + [(words.PAD, -1, 0, 0)] * (longest - len(row)) for row in rows], device=device)
+    filled = torch.tensor(
+        [row + [(word_tokenizer.PAD, -1, 0, 0)] * (longest - len(row)) for row in rows], device=device
+    )
     ids, turns, places, answered = filled.unbind(-1)
     return Talks(ids, turns, places, answered.bool())
 

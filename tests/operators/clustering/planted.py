@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from operators.applying.results import to_array
 from operators.clustering.points import Points, read_points
-from operators.columns import to_array
-from operators.schemas import embedding
-from operators.vectors import Vectors
+from operators.columns.schemas import embedding
+from operators.columns.vectors import Vectors
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -7,13 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from operators.applying.results import to_array
 from operators.base import TableResult
 from operators.cluster import Cluster
-from operators.columns import to_array
+from operators.columns.schemas import embedding
 from operators.models import load_card
 from operators.models.card import ROOT
-from operators.schemas import embedding
-from tests.operators.generations import earlier
+from tests.operators.engines.image_text_to_text.generations import earlier
 
 WIDTH = 32
 SIZES = [120, 80, 60, 40, 20]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from operators.boxes import iou
+from operators.detections.boxes import iou
 from operators.measures.detections import average_precision, bbox, corners, match
 
 CLASSES = ("car", "bus", "cup", "sign")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from operators.engines import open_clip as engine
+from operators.engines.embedding import open_clip as engine
 from operators.miniatures.evaluation import clip as evaluation
 from operators.miniatures.objects import HELD_OUT
 from operators.miniatures.training import clip as training

@@ -11,13 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from operators.deduplicate import Deduplicate
-from operators.engines.encoder import image_encoder
+from operators.engines.embedding.encoder import image_encoder
+from operators.images.quality import measure
 from operators.miniatures.duplicates import DUPLICATES, duplicate
 from operators.miniatures.world import World
 from operators.models import load_card
 from operators.models.card import ROOT
-from operators.quality import measure
-from tests.operators.generations import earlier
+from tests.operators.engines.image_text_to_text.generations import earlier
 
 SCENES = 40
 SAME = 0.9

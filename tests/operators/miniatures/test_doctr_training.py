@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from operators.engines import doctr_model
+from operators.engines.text import doctr_model
 from operators.miniatures.training import doctr_detection as detection
 from operators.miniatures.training import doctr_recognition as recognition
 from operators.miniatures.training import scenes as scenes_module

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from operators.engines import l2cs
+from operators.engines.gaze import l2cs
 from operators.miniatures.evaluation import gaze as evaluation
 from operators.miniatures.training import gaze as training
 from operators.miniatures.training.loop import save_half

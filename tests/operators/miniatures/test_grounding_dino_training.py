@@ -15,7 +15,7 @@ import torch
 from torchvision.ops import box_iou, generalized_box_iou
 from torchvision.transforms.v2.functional import resize
 
-from operators.engines import grounding_dino_model
+from operators.engines.detection import grounding_dino_model
 from operators.miniatures.objects import HELD_OUT, kinds
 from operators.miniatures.training import crops, prompts
 from operators.miniatures.training import grounding_dino as module

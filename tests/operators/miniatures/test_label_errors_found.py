@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from operators.boxes import iou
+from operators.columns.schemas import DETECTIONS, SIDES
 from operators.detect import Detect
-from operators.images import decode
+from operators.detections.boxes import iou
+from operators.images.decoded import decode
+from operators.images.quality import measure as measure_pixels
 from operators.label_conflicts import LabelConflicts
 from operators.label_errors import LabelErrors
 from operators.miniatures.duplicates import duplicate
@@ -19,9 +21,7 @@ from operators.miniatures.world import World
 from operators.miniatures.write import CATEGORIES, encode
 from operators.models.card import load_card
 from operators.ontology import Ontology
-from operators.quality import measure as measure_pixels
-from operators.schemas import DETECTIONS, SIDES
-from tests.operators.generations import earlier
+from tests.operators.engines.image_text_to_text.generations import earlier
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from operators.engines import segment_anything
+from operators.engines.segmentation import segment_anything
 from operators.miniatures.canvas import mask_box
 from operators.miniatures.evaluation.sam import evaluate
 from operators.miniatures.training import loop

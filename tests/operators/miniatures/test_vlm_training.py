@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from operators.engines import image_text_to_text_model, words
-from operators.engines.image_text_to_text_input import WordInput
+from operators.engines.image_text_to_text import transformers_model, word_tokenizer
+from operators.engines.image_text_to_text.transformers_input import WordInput
 from operators.miniatures.captions import parse_caption, plural
 from operators.miniatures.evaluation import vlm as evaluation
 from operators.miniatures.objects import HELD_OUT, colours, kinds, nearest_colour
@@ -77,7 +77,7 @@ def test_a_few_steps_lower_every_part_of_the_loss(
     for part in curve[0]:
         first, last = (np.mean([point[part] for point in points]) for points in (curve[:4], curve[-4:]))
         assert last < 0.9 * first, part
-    assert set(state) == set(image_text_to_text_model.initial(smaller(), 0).state_dict())
+    assert set(state) == set(transformers_model.initial(smaller(), 0).state_dict())
 
 
 def test_words_come_later(scenes: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +114,7 @@ def test_stopped_and_gone_on_is_the_same(scenes: Scenes, tmp_path: Path, monkeyp
 
 def test_turns_side_by_side_are_the_model_s_own_forward() -> None:
     card = smaller()
-    model, given = image_text_to_text_model.initial(card, 0).eval(), WordInput(card)
+    model, given = transformers_model.initial(card, 0).eval(), WordInput(card)
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     talks = [
         [
@@ -131,8 +131,8 @@ def test_turns_side_by_side_are_the_model_s_own_forward() -> None:
         found = vlm._words(model, tower, tokens, torch.zeros(size, size, dtype=torch.bool))
         for row, talk in enumerate(talks):
             for question, answer in talk:
-                asked, said = given.tokens(question), [*given.tokens(answer), words.END]
-                ids = torch.tensor([[words.IMAGE] * 16 + asked + said])
+                asked, said = given.tokens(question), [*given.tokens(answer), word_tokenizer.END]
+                ids = torch.tensor([[word_tokenizer.IMAGE] * 16 + asked + said])
                 labels = ids.clone()
                 labels[:, : 16 + len(asked)] = -100
                 own = model(pixel_values=pixels[row : row + 1], input_ids=ids, labels=labels).loss
@@ -335,7 +335,7 @@ def test_evaluation_counts_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
             return next((index, scene) for index, scene in enumerate(drawn) if np.array_equal(scene.pixels, pixels))
 
         def answer(self, items: Any) -> Any:
-            from operators.engines.answerer import Reply
+            from operators.engines.image_text_to_text.answerer import Reply
 
             return [Reply(self.say(*item)) for item in items]
 

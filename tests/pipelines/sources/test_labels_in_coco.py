@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pipelines.sources.frames import Frame, same_aspect
 from pipelines.sources.read_labels import extra_of
 from tests.pipelines.sources.helpers import boxes, picture, scan, source_of, write
-from tests.pipelines.sources.test_source_coco import annotation, dataset, image
+from tests.pipelines.sources.test_coco import annotation, dataset, image
 
 UPRIGHT = (8, 40, 20, 20)  # of the red square, x, y, width, height, in a portrait of 48 x 64
 STORED = (40, 20, 20, 20)  # the same in the stored pixels, 64 x 48, orientation 6
@@ -114,7 +114,7 @@ def test_what_cannot_be_told_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_turns_as_a_viewer_does(tmp_path: Path, orientation: int) -> None:
-    from operators.images import decode
+    from operators.images.decoded import decode
 
     photo(tmp_path / "a.png", orientation, "PNG")
     pixels = decode((tmp_path / "a.png").read_bytes()).pixels

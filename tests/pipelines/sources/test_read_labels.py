@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from operators.schemas import DETECTION, DETECTIONS, as_detections
-from pipelines.shards import read_shard, shard_name
+from operators.columns.schemas import DETECTION, DETECTIONS, as_detections
+from pipelines.run_folder.shards import read_shard, shard_name
+from pipelines.run_folder.store import Store
 from pipelines.sources.read_labels import extra_of, read_labels
-from pipelines.store import Store
-from tests.pipelines.sources.test_source_coco import annotation, dataset, image
+from tests.pipelines.sources.test_coco import annotation, dataset, image
 
 
 def test_a_coco_file_without_its_images_is_read_with_sizes_of_others(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What applies operators to the images of a shard."""

@@ -1,0 +1,1 @@
+"""The types of columns, and their rows as arrays."""

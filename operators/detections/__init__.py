@@ -1,0 +1,1 @@
+"""What operators on detections share: boxes, crops, tiles, what belongs together."""

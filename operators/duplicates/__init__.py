@@ -1,0 +1,1 @@
+"""What is a copy of what, among very many images."""

@@ -1,0 +1,1 @@
+"""Engines of cards whose task is gaze."""

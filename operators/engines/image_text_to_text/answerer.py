@@ -1,0 +1,126 @@
+"""What `ask` needs of an engine, and which engine a card means."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from operators.models.card import Dtype, ModelCard, ModelError
+
+if TYPE_CHECKING:
+    from operators.images.decoded import DecodedImage
+
+ENGINES = ("transformers", "openai")
+"""Engines of cards for image-text-to-text."""
+
+NOT_FINITE = "the model gave scores that are not finite; try dtype: float32 or bfloat16"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model says about one image.
+
+    Attributes:
+        answer: A text, one of the choices, or JSON.
+        probability: Of that choice among the choices, 0…1; None without choices, or where the engine cannot know.
+        problem: Why there is no answer; if it is not empty, the rest means nothing.
+    """
+
+    answer: str
+    probability: float | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """How an endpoint is asked. A model in this process has no use for it.
+
+    Attributes:
+        concurrency: Requests in flight.
+        timeout: Seconds until a request is given up.
+        retries: How often a request is sent again.
+    """
+
+    concurrency: int = 8
+    timeout: float = 120.0
+    retries: int = 4
+
+
+class Answerer(Protocol):
+    """A model that reads an image and a prompt, with its weights loaded."""
+
+    def ask(
+        self,
+        prompt: str,
+        choices: Sequence[str] | None,
+        max_tokens: int,
+        schema: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Fix what to ask.
+
+        Args:
+            prompt: A question or an instruction.
+            choices: Answers to choose from; None for any.
+            max_tokens: An answer is cut off after so many.
+            schema: A JSON schema that the answer must fit; without choices.
+
+        Raises:
+            OperatorError: It cannot be asked.
+        """
+        ...
+
+    def prepare(self, image: DecodedImage) -> Any:
+        """Turn an image into the model's input; pure, called in threads.
+
+        Raises:
+            RowError: The model cannot see this image.
+        """
+        ...
+
+    def bucket(self, item: Any) -> Hashable:
+        """Items of different buckets never share a batch."""
+        ...
+
+    def answer(self, items: Sequence[Any]) -> list[Reply]:
+        """A reply to each item, in order."""
+        ...
+
+
+def check(card: ModelCard, prompt: str, choices: Sequence[str] | None, schema: Mapping[str, Any] | None) -> None:
+    """Refuse a card that cannot work, or cannot be asked this; loads nothing.
+
+    Raises:
+        ModelError: Its architecture or a section does not fit.
+        OperatorError: The prompt, choices or schema do not fit the model.
+    """
+    _engine(card).check(card, prompt, choices, schema)
+
+
+def answerer(card: ModelCard, dtype: Dtype = "auto", requests: Requests | None = None) -> Answerer:
+    """The card's model, loaded; of an endpoint, its client.
+
+    Raises:
+        ModelError: The weights or the files beside them are missing, corrupt or of another model, or an endpoint's key
+            is not set.
+    """
+    made: Answerer = _engine(card).make(card, dtype, requests or Requests())
+    return made
+
+
+def _engine(card: ModelCard) -> ModuleType:
+    """The module that builds the card; none of them imports its library before it is used."""
+    if card.engine == "openai":
+        from operators.engines.image_text_to_text import openai as openai_endpoint
+
+        return openai_endpoint
+    if card.engine == "transformers" and card.architecture == "Florence2ForConditionalGeneration":
+        from operators.engines.image_text_to_text import florence2
+
+        return florence2
+    if card.engine == "transformers":
+        from operators.engines.image_text_to_text import transformers as image_text_to_text
+
+        return image_text_to_text
+    raise ModelError(f"model card {card.name}: engine must be {' or '.join(ENGINES)} but is {card.engine}")

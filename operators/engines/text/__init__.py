@@ -1,0 +1,1 @@
+"""Engines of cards that find and read text."""

@@ -1,0 +1,1 @@
+"""Expressions over columns: read, found safe, computed."""

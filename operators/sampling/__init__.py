@@ -1,0 +1,1 @@
+"""Which images are chosen, and which stay together."""

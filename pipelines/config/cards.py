@@ -1,0 +1,61 @@
+"""Finds model cards: by name under conf/models, or by path."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from operators.models.card import ModelCard
+
+
+def card_folders() -> list[Path]:
+    """Where cards are looked for, first match wins: the working directory's conf/models, then the project's."""
+    own = Path(__file__).resolve().parent.parent.parent / "conf" / "models"
+    here = Path.cwd() / "conf" / "models"
+    return list(dict.fromkeys(folder for folder in (here, own) if folder.is_dir()))
+
+
+def card_files() -> dict[str, Path]:
+    """Every card by name."""
+    found: dict[str, Path] = {}
+    for folder in card_folders():
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def find_card(name: str) -> ModelCard:
+    """Load a card.
+
+    Args:
+        name: The name of a card, or a path that ends in ``.yaml``.
+
+    Raises:
+        UserError: There is none of that name, or it is not a valid card.
+    """
+    from operators.models.card import load_card
+
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(
+                f"there is no model card {name!r}{nearest(path.name, (p.name for p in path.parent.glob('*.yaml')))}; "
+                "`labelmill models` lists those that there are"
+            )
+    else:
+        cards = card_files()
+        if name not in cards:
+            alike = difflib.get_close_matches(name, cards, n=4, cutoff=0.4) or sorted(cards)[:4]
+            raise UserError(
+                f"model must be one of {', '.join(alike)}, … (`labelmill models` lists all {len(cards)}) or a path "
+                f"to a card but is {name!r}{nearest(name, cards)}"
+            )
+        path = cards[name]
+    try:
+        return load_card(path)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error

@@ -1,0 +1,1 @@
+"""What computes a pipeline's steps, shard by shard."""

@@ -1,0 +1,201 @@
+"""Hands what a run decided to its exports, image by image, and puts each finished export in place whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from operators.images.decoded import image_size
+from operators.ontology import Ontology
+from pipelines.config.pipeline import Export, Pipeline
+from pipelines.errors import UserError
+from pipelines.exports import exporter
+from pipelines.exports.base import Dataset, ExportError, ExportImage
+from pipelines.exports.columns import find_column, labels_column, models_used
+from pipelines.exports.files import Output
+from pipelines.run_folder.layout import Layout, column_of
+from pipelines.run_folder.outcomes import outcomes
+from pipelines.run_folder.shards import read_shard
+from pipelines.run_folder.store import TEMPORARY
+from pipelines.sources import Fetcher
+from pipelines.steps import ColumnError, Input, Step, resolve
+
+MARKER = "export.json"
+
+
+def export_all(
+    pipeline: Pipeline, layout: Layout, shards: dict[int, int], classes: list[str], fetch: Fetcher
+) -> list[dict[str, Any]]:
+    """Write every export that is not there yet.
+
+    Args:
+        pipeline: Whose exports are written.
+        layout: The finished run.
+        shards: Number of images by shard.
+        classes: Class names in order; the position is the class id.
+        fetch: Gives the bytes behind a uri.
+
+    Returns:
+        The summary of each export.
+
+    Raises:
+        UserError: The labels cannot be written in that format.
+    """
+    summaries = []
+    for export in pipeline.exports:
+        fingerprint = _fingerprint(pipeline, layout, shards, classes, export)
+        marker = f"exports/{export.name}.{MARKER}"
+        known = _read_json(layout, marker)
+        if known is None or known["fingerprint"] != fingerprint:
+            try:
+                known = {"fingerprint": fingerprint, **_write(pipeline, layout, shards, classes, export, fetch)}
+            except ExportError as error:
+                raise UserError(f"export {export.name}: {error}") from error
+            text = json.dumps(known, indent=2, ensure_ascii=False)
+            layout.store.write(marker, text.encode())
+            known = json.loads(text)
+        summaries.append({"export": export.name, "path": f"{pipeline.settings.output}/exports/{export.name}", **known})
+    return summaries
+
+
+def _write(
+    pipeline: Pipeline, layout: Layout, shards: dict[int, int], classes: list[str], export: Export, fetch: Fetcher
+) -> dict[str, Any]:
+    store, name = layout.store, f"exports/{export.name}"
+    writer = exporter(export.name)(export.params)
+    if "class" in writer.needs():
+        classes = _image_classes(pipeline, layout, shards)
+    provenance = {
+        "pipeline": pipeline.settings.name,
+        "steps": [
+            {"step": step.name, "operator": step.operator_name, "fingerprint": step.fingerprint}
+            for step in layout.steps
+        ],
+        "models": models_used(layout.steps),
+    }
+    images = export_images(pipeline, layout, shards, fetch)
+    dataset = Dataset(images, classes, _splits(layout, shards), fetch, provenance)
+    if store.is_local:
+        final, temporary = store.path(name), store.path(f"exports/{TEMPORARY}{export.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.makedirs(temporary)
+        summary = writer.write(dataset, Output(store.fs, temporary))
+        # The marker goes first: between the two renames there is no export that claims to be whole.
+        _forget(layout, f"exports/{export.name}.{MARKER}")
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+    else:
+        _forget(layout, f"exports/{export.name}.{MARKER}")
+        if store.exists(name):
+            store.fs.rm(store.path(name), recursive=True)
+        summary = writer.write(dataset, Output(store.fs, store.path(name)))
+    return asdict(summary)
+
+
+def export_images(pipeline: Pipeline, layout: Layout, shards: dict[int, int], fetch: Fetcher) -> Iterator[ExportImage]:
+    """The images that every step kept, in order of image_id, with what the run says of them."""
+    steps, wanted = layout.steps, pipeline.columns
+    labels = labels_column(steps, wanted.labels)
+    more = [find_column(key, wanted, steps) for key in ("words", "caption", "class")]
+    split = _optional("split", steps) or Input(None, "split", pa.string())
+    sizes = [_optional(name, steps) for name in ("width", "height", "format")]
+    for outcome in outcomes(layout, shards):
+        rows = read_shard(layout.store, outcome.shard, ["image_id", "key", "uri"]).to_pylist()
+        found = column_of(layout, labels, outcome.shard)
+        splits = column_of(layout, split, outcome.shard).to_pylist()
+        known, told = (
+            [None if column is None else column_of(layout, column, outcome.shard) for column in columns]
+            for columns in (sizes, more)
+        )
+        for index, row in enumerate(rows):
+            if outcome.final[index] != "kept":
+                continue
+            width, height, kind = (None if column is None else column[index].as_py() for column in known)
+            if width is None or height is None or kind is None:
+                width, height, kind = _measure(fetch(row["uri"]))
+            words, caption, image_class = (None if column is None else column[index].as_py() for column in told)
+            yield ExportImage(
+                image_id=row["image_id"],
+                key=row["key"],
+                uri=row["uri"],
+                width=int(width),
+                height=int(height),
+                split=splits[index],
+                detections=found[index].as_py() or [],
+                format=kind,
+                words=words,
+                caption=caption,
+                image_class=image_class,
+            )
+
+
+def _image_classes(pipeline: Pipeline, layout: Layout, shards: dict[int, int]) -> list[str]:
+    """Names of the classes of images: those of the ontology of the step that wrote them, else those found, by name."""
+    column = find_column("class", pipeline.columns, layout.steps)
+    if column is None:
+        return []
+    if column.step is not None:
+        ontology = getattr(layout.steps[column.step].operator.params, "ontology", None)
+        if isinstance(ontology, Ontology):
+            return list(ontology.classes)
+    found: set[str] = set()
+    for shard in shards:
+        found.update(name for name in column_of(layout, column, shard).unique().to_pylist() if name is not None)
+    return sorted(found)
+
+
+def _optional(column: str, steps: tuple[Step, ...]) -> Input | None:
+    try:
+        return resolve(column, steps)
+    except ColumnError:
+        return None
+
+
+def _measure(data: bytes) -> tuple[int, int, str]:
+    from operators.images.decoded import image_format
+
+    width, height = image_size(data)
+    return width, height, image_format(data)
+
+
+def _splits(layout: Layout, shards: dict[int, int]) -> list[str]:
+    """The splits that images of the run are in, in the usual order."""
+    column = _optional("split", layout.steps) or Input(None, "split", pa.string())
+    found: set[str] = set()
+    for shard in shards:
+        found.update(name for name in column_of(layout, column, shard).to_pylist() if name is not None)
+    usual = ["train", "val", "test"]
+    return [name for name in usual if name in found] + sorted(found - set(usual))
+
+
+def _fingerprint(pipeline: Pipeline, layout: Layout, shards: dict[int, int], classes: list[str], export: Export) -> str:
+    content = {
+        "export": export.name,
+        "params": export.params.model_dump(mode="json"),
+        "version": exporter(export.name).version,
+        "columns": pipeline.columns.named(),
+        "classes": classes,
+        "steps": [step.fingerprint for step in layout.steps],
+        "shards": sorted(shards.items()),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_json(layout: Layout, name: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(layout.store.read(name))
+    except FileNotFoundError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _forget(layout: Layout, name: str) -> None:
+    if layout.store.exists(name):
+        layout.store.fs.rm(layout.store.path(name))

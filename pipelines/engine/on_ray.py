@@ -1,0 +1,310 @@
+"""Runs segments of a pipeline on Ray Data: one shard is one block, and no image ever leaves a worker.
+
+What travels between pools is the number of a shard; columns are read back from the step files, bytes from the source.
+A worker that dies loses the shard it was on, which Ray gives to another; the one rule skips what was finished.
+Steps with models are done by actors, which hold them and give them back with their process; others by tasks, which take
+the processes that are there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import sys
+import threading
+import uuid
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from operators.applying.results import ContractError
+from operators.registry import is_built_in
+from pipelines.engine.dataset_steps import run_dataset_step
+from pipelines.engine.placement import Phase
+from pipelines.engine.ray_news import Teller, Watch, collected
+from pipelines.engine.ray_tasks import RETRIES, RayTasks
+from pipelines.engine.receipts import OnNews
+from pipelines.engine.work import ShardWorker, use_threads
+from pipelines.errors import UserError
+from pipelines.run_folder.layout import Layout
+from pipelines.sources import Fetcher
+from pipelines.spread import Pool
+from pipelines.steps import Step
+
+
+@contextmanager
+def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterator[None]:
+    """Connect to a cluster, or start one on this machine and stop it at the end.
+
+    Args:
+        address: ``auto``, ``host:port`` or ``ray://…``; None for the one in RAY_ADDRESS, or a new local one.
+        cpus: CPUs of a new local cluster; None for all of the machine's.
+        verbose: Let Ray's own messages through.
+    """
+    if not verbose:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    level = logging.INFO if verbose else logging.ERROR
+    common: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "configure_logging": True}
+    try:
+        if address:
+            ray.init(address=address, **common)
+        else:
+            # Workers of a local cluster inherit the environment, and so find this checkout wherever it is.
+            checkout = str(Path(__file__).resolve().parent.parent.parent)
+            known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+            os.environ["PYTHONPATH"] = os.pathsep.join(
+                [checkout, *(path for path in known if path not in ("", checkout))]
+            )
+            _start_local(cpus, common)
+    except ConnectionError as error:
+        raise UserError(f"there is no Ray cluster at {address}: {error}") from error
+    try:
+        _quiet(verbose)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local(cpus: int | None, common: dict[str, Any]) -> None:
+    """Start a cluster on this machine. Ray gives its first process 30 s, which on a busy machine may be too few."""
+    import ray
+
+    for attempts_left in (2, 1, 0):
+        try:
+            with _no_stderr(not common["log_to_driver"]):
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if "timed out during startup" not in str(error):
+                raise
+            if not attempts_left:
+                raise UserError("Ray did not start within three times 30 s; is the machine overloaded?") from error
+
+
+@contextmanager
+def _no_stderr(quiet: bool) -> Iterator[None]:
+    """Ray's C++ part announces its log level there before it obeys it."""
+    if not quiet:
+        yield
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetcher, on_news: OnNews) -> None:
+    """Run the pools of a phase over shards, as one Ray Data execution.
+
+    Raises:
+        ContractError, UserError: What a worker raised, as it raised it.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    _ship_user_code(layout.steps)
+    with collected(on_news, sum(pool.workers for pool in phase.pools)) as watch:
+        items = [{"shard": shard} for shard in shards]
+        dataset: Any = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
+        for pool in phase.pools:
+            size = min(pool.workers, len(items))
+            how: dict[str, Any]
+            if len(phase.pools) == 1 and _holds_nothing(layout, pool):
+                how = {
+                    "fn": _do,
+                    "fn_args": (uuid.uuid4().hex, layout, pool, fetch, watch.teller()),
+                    "compute": TaskPoolStrategy(size),
+                    "max_retries": RETRIES,
+                }
+            else:
+                how = {
+                    "fn": _ModelWorker,
+                    "fn_constructor_args": (layout, pool, fetch, watch.teller()),
+                    "compute": ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+                    "ray_remote_args_fn": _Actors(pool),
+                }
+            with warnings.catch_warnings():
+                # Ray 2.60 has no other way to bound retries and warns of this one.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                # A block is one shard: a batch of one row is all of it, and what Ray asks for beside a GPU.
+                dataset = dataset.map_batches(
+                    **how,
+                    batch_size=1,
+                    batch_format="pyarrow",
+                    num_cpus=pool.cpus,
+                    num_gpus=pool.gpus or None,
+                    memory=pool.memory_gb * 1e9,
+                )
+        blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        _wait_for(lambda: deque(blocks, maxlen=0), watch)
+
+
+def _wait_for(work: Callable[[], Any], watch: Watch) -> None:
+    """Do something that ends when workers are done, unless it is seen that none works any more.
+
+    Raises:
+        ContractError, UserError: What a worker raised, as it raised it; or that the run stands still.
+    """
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            work()
+            ended.put(None)
+        except BaseException as error:
+            ended.put(error)
+
+    # Ray's own calls wait without an end, and nothing but another thread can leave them.
+    threading.Thread(target=run, name="ray", daemon=True).start()
+    while True:
+        try:
+            error = ended.get(timeout=0.5)
+        except queue.Empty:
+            watch.check()
+            continue
+        if error is not None:
+            raise _cause(error) from None
+        return
+
+
+def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_news: OnNews) -> None:
+    """Run a dataset step as one Ray task, which may start others. It computes on all CPUs of its node."""
+    import ray
+
+    _ship_user_code(layout.steps)
+    with collected(on_news) as watch:
+        teller_here = watch.teller()
+
+        def work() -> None:
+            use_threads(_cpus_of_this_node())
+            teller = teller_here()
+            with teller.at_work(waits=True):
+                run_dataset_step(
+                    layout, step, shards, teller.tell, lambda folder: RayTasks(folder, step.operator.needs().gpu)
+                )
+
+        _wait_for(lambda: ray.get(ray.remote(num_cpus=1, max_retries=RETRIES)(work).remote()), watch)
+
+
+def _cpus_of_this_node() -> int:
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    found = (node["Resources"].get("CPU", 1) for node in ray.nodes() if node["NodeID"] == here)
+    return max(1, int(next(found, 1)))
+
+
+class _Actors:
+    """Called before each worker of a pool is started: how, and on which node the plan has it."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._nodes = cycle([node for node, count in pool.nodes for _ in range(count)] or [""])
+
+    def __call__(self) -> dict[str, Any]:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        node = next(self._nodes)
+        where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)} if node else {}
+        return {"max_task_retries": RETRIES, **where}
+
+
+class _PoolWorker:
+    """One worker of a pool: an actor that takes a block with one shard number and hands it on."""
+
+    def __init__(self, layout: Layout, pool: Pool, fetch: Fetcher, teller: Callable[[], Teller]) -> None:
+        use_threads()
+        self._worker = ShardWorker(layout, pool.positions, fetch, pool.threads)
+        self._teller = teller()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        with self._teller.at_work():
+            for shard in block.column("shard").to_pylist():
+                self._worker.run(shard, self._teller.tell)
+        return block
+
+
+class _ModelWorker(_PoolWorker):
+    """A worker in a process of its own."""
+
+    def __init__(self, layout: Layout, pool: Pool, fetch: Fetcher, teller: Callable[[], Teller]) -> None:
+        if not pool.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves a worker without a GPU all that the machine has
+        super().__init__(layout, pool, fetch, teller)
+
+
+_tasks: dict[str, _PoolWorker] = {}
+"""What this process has loaded of the pool whose tasks it does, by the pool's id."""
+
+
+def _do(block: pa.Table, pool_id: str, *pool: Any) -> pa.Table:
+    """One task of a pool without actors."""
+    if pool_id not in _tasks:
+        _tasks.clear()
+        _tasks[pool_id] = _PoolWorker(*pool)
+    return _tasks[pool_id](block)
+
+
+def _holds_nothing(layout: Layout, pool: Pool) -> bool:
+    """Whether none of a pool's steps says that it needs memory or a GPU of its own."""
+    needs = [layout.steps[position].operator.needs() for position in pool.positions]
+    return not any(each.gpu or each.memory_gb for each in needs)
+
+
+def _ship_user_code(steps: Sequence[Step]) -> None:
+    """Modules of the user's own operators travel with the classes, so that every worker has them."""
+    from ray import cloudpickle
+
+    for step in steps:
+        cls = type(step.operator)
+        if not is_built_in(cls):
+            cloudpickle.register_pickle_by_value(sys.modules[cls.__module__])
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The exception that a worker raised, out of Ray's wrappers."""
+    from ray.exceptions import RayActorError, WorkerCrashedError
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (ContractError, UserError)):
+            return seen
+        if isinstance(seen, (RayActorError, WorkerCrashedError)):
+            return UserError(
+                f"workers died {RETRIES + 1} times on the same work: out of memory, or a library crashed. What "
+                "was finished is kept. Try fewer --workers or a smaller `batch`; --inline shows the crash"
+            )
+        inner = getattr(seen, "cause", None)
+        seen = inner if isinstance(inner, BaseException) else seen.__cause__
+    return error
+
+
+def _quiet(verbose: bool) -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = verbose
+    context.print_on_execution_start = verbose
+    context.op_resource_reservation_enabled = False
+    context.execution_no_progress_timeout_s = -1  # `ray_news.Watch` sees more
+    context.target_max_block_size = None
+    context.raise_original_map_exception = True
+    if not verbose:
+        for name in ("ray.data", "ray"):
+            logging.getLogger(name).setLevel(logging.ERROR)

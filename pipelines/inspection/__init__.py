@@ -1,0 +1,1 @@
+"""What a run is about to do, and what it has done."""

@@ -1,0 +1,1 @@
+"""The label errors that a run found, listed and shown."""

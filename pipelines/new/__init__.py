@@ -1,0 +1,1 @@
+"""A first pipeline from a few answers."""

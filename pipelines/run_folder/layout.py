@@ -1,0 +1,70 @@
+"""Where a run keeps the result of each step for each shard, and how a step reads those of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.run_folder.shards import read_shard, shard_name, shard_numbers
+from pipelines.run_folder.store import Store
+from pipelines.steps import Input, Step
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a run keeps things: its store, its steps and the folder of each.
+
+    Attributes:
+        store: The run's directory.
+        steps: All steps of the pipeline.
+        folders: Folder of each step below ``steps/``, by position.
+    """
+
+    store: Store
+    steps: tuple[Step, ...]
+    folders: tuple[str, ...]
+
+    @classmethod
+    def of(cls, store: Store, steps: Sequence[Step]) -> Layout:
+        """Find the folders of the steps. One with the same fingerprint is the same step, whatever its place or name."""
+        there = {name.rpartition("-")[2]: name for name in store.names("steps")}
+        return cls(store, tuple(steps), tuple(there.get(step.fingerprint, step.folder) for step in steps))
+
+    def position(self, name: str) -> int:
+        """The place of the step of that name."""
+        return next(step.position for step in self.steps if step.name == name)
+
+    def file(self, position: int, shard: int) -> str:
+        """The file of a step's result for a shard."""
+        return f"steps/{self.folders[position]}/{shard_name(shard)}"
+
+    def table(self, position: int, shard: int, columns: list[str] | None = None) -> pa.Table:
+        """A step's result for a shard. Raises FileNotFoundError where it is not done."""
+        return self.store.read_table(self.file(position, shard), columns)
+
+    def done(self, position: int) -> set[int]:
+        """The shards for which a step is done."""
+        return set(shard_numbers(self.store.names(f"steps/{self.folders[position]}")))
+
+
+def column_of(layout: Layout, source: Input, shard: int, tables: dict[int, pa.Table] | None = None) -> pa.ChunkedArray:
+    """The values of one column for the rows of a shard."""
+    if source.step is None:
+        return read_shard(layout.store, shard, [source.column]).column(0)
+    if tables and source.step in tables:
+        return tables[source.step].column(source.column)
+    return layout.table(source.step, shard, [source.column]).column(0)
+
+
+def active_rows(
+    layout: Layout, step: Step, shard: int, rows: int, tables: dict[int, pa.Table] | None = None
+) -> np.ndarray:
+    """Which images of a shard a step sees: those that every step it depends on has kept. bool, one per row."""
+    active = np.ones(rows, dtype=bool)
+    for position in step.depends:
+        decisions = column_of(layout, Input(position, "decision", pa.string()), shard, tables)
+        active &= np.array([decision == "kept" for decision in decisions.to_pylist()], dtype=bool)
+    return active
