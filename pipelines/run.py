@@ -6,9 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
@@ -16,8 +14,11 @@ from operators.base import OperatorError
 from operators.ontology import Ontology
 from pipelines.config.pipeline import Pipeline
 from pipelines.engine.export_run import export_all, labels_column
-from pipelines.engine.placement import Phase, place, segments
-from pipelines.engine.receipts import News, OnNews, Receipt
+from pipelines.engine.placement import segments
+from pipelines.engine.receipts import News, Receipt
+from pipelines.engine.runners import Options as Options
+from pipelines.engine.runners import Reporter as Reporter
+from pipelines.engine.runners import Segment, runner_for
 from pipelines.errors import UserError
 from pipelines.run_folder.layout import Layout, column_of
 from pipelines.run_folder.outcomes import summarise, write_json
@@ -28,37 +29,6 @@ from pipelines.steps import Step
 
 PIPELINE_FILE = "pipeline.yaml"
 SUMMARY_FILE = "summary.json"
-
-
-class Reporter(Protocol):
-    """Who is told how a run goes."""
-
-    def source_read(self, intake: Intake) -> None: ...
-    def planned(self, layout: Layout, done: dict[int, set[int]], shards: dict[int, int]) -> None: ...
-    def placed(self, steps: Sequence[Step], phases: Sequence[Phase]) -> None: ...
-    def news(self, news: News) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run; none of it changes a result.
-
-    Attributes:
-        inline: In this process, without Ray.
-        workers: Upper bound of the workers of a pool.
-        address: Of a Ray cluster; None for a local one.
-        verbose: Let Ray's own messages through.
-        report: Write ``report.html`` at the end, unless the one that is there shows the same results.
-        gpu_memory_gb: Of one GPU, where it cannot be asked or is shared; None to ask it.
-    """
-
-    inline: bool = False
-    workers: int | None = None
-    address: str | None = None
-    verbose: bool = False
-    report: bool = False
-    gpu_memory_gb: float | None = None
 
 
 def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, Any]:
@@ -97,11 +67,12 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
             reporter.news(news)
 
         if waiting:
-            with _session(options):
+            todo = {step.position: [s for s in everything if s not in done[step.position]] for step in waiting}
+            with runner_for(options, waiting, max(map(len, todo.values())), reporter) as runner:
                 for segment in segments(pipeline.steps):
-                    shards = sorted({s for step in segment for s in everything if s not in done[step.position]})
+                    shards = sorted({shard for step in segment for shard in todo.get(step.position, ())})
                     if shards:
-                        _run_segment(layout, segment, shards, everything, fetch, options, reporter, on_news)
+                        runner(Segment(layout, segment, shards, everything, fetch, on_news))
 
     summary = _summary(pipeline, layout, intake)
     classes = export_classes(pipeline, layout, intake.shards, source)
@@ -112,42 +83,6 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
 
         summary["report"] = write_report(pipeline.settings.output, again=False)
     return summary
-
-
-def _run_segment(
-    layout: Layout,
-    segment: Sequence[Step],
-    shards: Sequence[int],
-    everything: Sequence[int],
-    fetch: Fetcher,
-    options: Options,
-    reporter: Reporter,
-    on_news: OnNews,
-) -> None:
-    if options.inline:
-        from pipelines.engine.inline import run_segment
-
-        run_segment(layout, segment, shards, everything, fetch, on_news)
-        return
-    from pipelines import ray_resources
-    from pipelines.engine import on_ray
-
-    if segment[0].is_dataset:
-        on_ray.run_barrier(layout, segment[0], everything, on_news)
-        return
-    resources = ray_resources.cluster_resources(segment, options.gpu_memory_gb)
-    phases = place(segment, resources, options.workers, len(shards))
-    reporter.placed(segment, phases)
-    for phase in phases:
-        on_ray.run_phase(layout, phase, shards, fetch, on_news)
-
-
-def _session(options: Options) -> AbstractContextManager[None]:
-    if options.inline:
-        return nullcontext()
-    from pipelines.engine.on_ray import ray_session
-
-    return ray_session(options.address, options.workers, options.verbose)
 
 
 def open_output(pipeline: Pipeline) -> Store:

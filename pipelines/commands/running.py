@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 from typing import Annotated
@@ -29,7 +30,13 @@ def run(
     context: typer.Context,
     pipeline: PipelineFile,
     set_: Overrides = None,
-    inline: Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")] = False,
+    inline: Annotated[bool, typer.Option("--inline", help="Run in this process alone, for debugging.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Run in processes of this machine; what is done where nothing is said.")
+    ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Run on Ray: the cluster of --address or RAY_ADDRESS, else a local one.")
+    ] = False,
     workers: Workers = None,
     address: Address = None,
     gpu_memory: GpuMemory = None,
@@ -43,15 +50,22 @@ def run(
     from operators.applying.results import ContractError
     from operators.secrets import hide
     from pipelines.config.pipeline import load_pipeline
+    from pipelines.engine.local import end_early, prepare, start_early
     from pipelines.engine.terminal import TerminalReporter
     from pipelines.run import Options
     from pipelines.run import run as run_pipeline
 
-    loaded = load_pipeline(pipeline, set_)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
+    if inline + local + ray > 1 or (address and (inline or local)):
+        raise typer.BadParameter("--inline, --local and --ray (or --address) say where to run; give one of them")
     reporter = TerminalReporter(console(stderr=as_json))
+    options = Options(inline, workers, address, verbose, report, gpu_memory, ray=ray, local=local)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
     try:
-        summary = run_pipeline(loaded, Options(inline, workers, address, verbose, report, gpu_memory), reporter)
+        if not (inline or ray or address or os.environ.get("RAY_ADDRESS")):
+            start_early()
+        loaded = load_pipeline(pipeline, set_)
+        prepare(loaded.steps)
+        summary = run_pipeline(loaded, options, reporter)
     except KeyboardInterrupt:
         reporter.close()
         typer.echo(f"\nstopped; what was finished is kept. Go on with: {hide(command_line(context))}", err=True)
@@ -62,6 +76,7 @@ def run(
         raise typer.Exit(1) from error if verbose else None
     finally:
         reporter.close()
+        end_early()
     if as_json:
         typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
     else:

@@ -27,9 +27,10 @@ import pyarrow as pa
 from operators.applying.results import ContractError
 from operators.registry import is_built_in
 from pipelines.engine.dataset_steps import run_dataset_step
+from pipelines.engine.deaths import RETRIES, died_too_often
 from pipelines.engine.placement import Phase
 from pipelines.engine.ray_news import Teller, Watch, collected
-from pipelines.engine.ray_tasks import RETRIES, RayTasks
+from pipelines.engine.ray_tasks import RayTasks
 from pipelines.engine.receipts import OnNews
 from pipelines.engine.work import ShardWorker, use_threads
 from pipelines.errors import UserError
@@ -286,10 +287,7 @@ def _cause(error: BaseException) -> BaseException:
         if isinstance(seen, (ContractError, UserError)):
             return seen
         if isinstance(seen, (RayActorError, WorkerCrashedError)):
-            return UserError(
-                f"workers died {RETRIES + 1} times on the same work: out of memory, or a library crashed. What "
-                "was finished is kept. Try fewer --workers or a smaller `batch`; --inline shows the crash"
-            )
+            return died_too_often()
         inner = getattr(seen, "cause", None)
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     return error

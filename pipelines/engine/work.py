@@ -15,7 +15,7 @@ import pyarrow as pa
 from operators.applying.apply import THREADS, Job, Timing, Worker, apply, apply_together
 from operators.applying.shard_images import ShardImages
 from operators.base import OperatorError
-from pipelines.engine.receipts import OnNews, Partial, Receipt, receipt_of
+from pipelines.engine.receipts import Loading, OnNews, Partial, Receipt, receipt_of
 from pipelines.errors import UserError
 from pipelines.run_folder.layout import Layout, active_rows, column_of
 from pipelines.run_folder.shards import read_shard
@@ -64,6 +64,8 @@ class ShardWorker:
                 waiting.append(step)
         if waiting:
             for step in waiting:
+                if step.position not in self._workers and step.operator.needs().memory_gb:
+                    tell(Loading(step.name, time.time()))
                 self._worker(step)
             work = _Shard(self._layout, shard, self._fetch, self._cache_bytes)
             order = list(waves(waiting))
