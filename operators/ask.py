@@ -43,7 +43,8 @@ class Ask(ModelOperator):
 
     Every image is shown with the same prompt. Without `answers` the model writes what it likes, always the likeliest
     next word; with them it chooses, and says how sure it is; with a `schema` it answers with JSON. The model runs here,
-    or behind any OpenAI-compatible endpoint: an image that the endpoint does not answer for is failed, with the reason.
+    or behind any OpenAI-compatible endpoint: an image that the endpoint refuses is failed, with the reason; where the
+    endpoint cannot be reached or is busy, the image is left undone, and the run stops if it goes on like that.
     """
 
     name = "ask"
@@ -62,7 +63,8 @@ class Ask(ModelOperator):
             concurrency: Requests in flight to an endpoint, of each worker.
             timeout: Seconds until a request to an endpoint is given up.
             retries: How often a request to an endpoint is sent again, after pauses that grow from half a second to
-                eight, or that the server asks for.
+                eight, or that the server asks for; with others of its batch it is then tried again for longer, as
+                `labelmill run --patience` says.
         """
 
         model: AnswerCard = tuning(...)
@@ -133,6 +135,4 @@ class Ask(ModelOperator):
 
 
 def _row(reply: Reply) -> dict[str, Any] | RowError:
-    if reply.problem:
-        return RowError(reply.problem)
-    return {"answer": reply.answer, "probability": reply.probability}
+    return reply.error() or {"answer": reply.answer, "probability": reply.probability}

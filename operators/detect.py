@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field
 
-from operators.applying.bisect import bisect, empty_accelerator_cache
+from operators.applying.bisect import bisect
+from operators.applying.memory import free_memory
 from operators.base import OperatorError, RowError, tuning
 from operators.columns.schemas import DETECTIONS, SIDES
 from operators.detections.tiles import Tiles, Windows, merge
@@ -209,7 +210,7 @@ class Detect(LabelOperator):
 
     def _halve(self, items: list[Item]) -> None:
         self._at_once = max(1, min(self._at_once, (len(items) + 1) // 2))
-        empty_accelerator_cache()
+        free_memory()
 
 
 def _give_up(error: Exception) -> NoReturn:

@@ -245,8 +245,8 @@ class Verify(ImageOperator):
         ]
         for (index, place), answer in zip(places, self._asked.ask(about, self.params.chunk), strict=True):
             found = results[index]
-            if isinstance(answer, str):
-                results[index] = RowError(answer)
+            if isinstance(answer, RowError):
+                results[index] = answer
             elif not isinstance(found, RowError):
                 found["yes"][place] = answer
 

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend. The command line prints them without a traceback and exits with 2."""
+"""Errors that are the user's to mend. The command line prints them without a traceback and exits with their status."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something outside the program is wrong; the message says what, and what to do next."""
+    """Something outside the program is wrong; the message says what, and what to do next.
+
+    Attributes:
+        exit_status: Of the command that it ends.
+    """
+
+    exit_status = 2
 
 
 class ConfigError(UserError):

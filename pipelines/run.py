@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -22,6 +23,7 @@ from pipelines.engine.runners import Segment, runner_for
 from pipelines.errors import UserError
 from pipelines.run_folder.layout import Layout, column_of
 from pipelines.run_folder.outcomes import summarise, write_json
+from pipelines.run_folder.output_error import guarded
 from pipelines.run_folder.shards import Intake, take_in
 from pipelines.run_folder.store import Store
 from pipelines.sources import Fetcher, Source, open_source
@@ -38,10 +40,10 @@ def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, A
         What ``summary.json`` holds: the sums, and the exports.
 
     Raises:
-        UserError: The source, the output or a model is not what it must be.
+        UserError: The source, the output or a model is not what it must be, or an outage stops the run.
     """
     store = open_output(pipeline)
-    with store.locked():
+    with store.locked(), guarded(store, PIPELINE_FILE):
         return _run(pipeline, store, options, reporter)
 
 
@@ -52,7 +54,7 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
     reporter.source_read(intake)
     write_pipeline(pipeline, store)
 
-    layout = Layout.of(store, pipeline.steps)
+    layout = Layout.of(store, pipeline.steps, options.limits)
     done = {step.position: layout.done(step.position) & intake.shards.keys() for step in pipeline.steps}
     reporter.planned(layout, done, intake.shards)
     everything = sorted(intake.shards)
@@ -68,11 +70,14 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
 
         if waiting:
             todo = {step.position: [s for s in everything if s not in done[step.position]] for step in waiting}
-            with runner_for(options, waiting, max(map(len, todo.values())), reporter) as runner:
-                for segment in segments(pipeline.steps):
-                    shards = sorted({shard for step in segment for shard in todo.get(step.position, ())})
-                    if shards:
-                        runner(Segment(layout, segment, shards, everything, fetch, on_news))
+            try:
+                with runner_for(options, waiting, max(map(len, todo.values())), reporter) as runner:
+                    for segment in segments(pipeline.steps):
+                        shards = sorted({shard for step in segment for shard in todo.get(step.position, ())})
+                        if shards:
+                            runner(Segment(layout, segment, shards, everything, fetch, on_news))
+            finally:
+                store.clean()  # what a worker was writing when it died
 
     summary = _summary(pipeline, layout, intake)
     classes = export_classes(pipeline, layout, intake.shards, source)
@@ -177,7 +182,7 @@ def _summary(pipeline: Pipeline, layout: Layout, intake: Intake) -> dict[str, An
     state = state_of(layout, intake.shards)
     if layout.store.exists(SUMMARY_FILE):
         earlier = json.loads(layout.store.read(SUMMARY_FILE))
-        if earlier.get("state") == state:
+        if earlier.get("state") == state and not earlier["outcome"].get("undone"):
             return dict(earlier)
     summary = {"pipeline": pipeline.settings.name, "state": state, **summarise(layout, intake.shards)}
     return {**summary, "source_problems": intake.problems[:1000], "source_problem_count": len(intake.problems)}
@@ -191,11 +196,13 @@ class _Events:
 
     def add(self, event: str, **values: Any) -> None:
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values}, ensure_ascii=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        with suppress(OSError):  # a full disk: the results, which matter, will say so
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
 
     def __enter__(self) -> _Events:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()

@@ -10,15 +10,19 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from operators.applying.bisect import bisect, empty_accelerator_cache, failed
+from operators.applying.bisect import bisect, failed
+from operators.applying.infer import infer
+from operators.applying.patience import Patience, Watch
 from operators.applying.results import ContractError, RowValue, join_result, null_rows, step_table
 from operators.applying.shard_images import ShardImages
-from operators.base import KEPT, Decision, ImageOperator, Operator, RowError, TableOperator, TableResult
+from operators.applying.tries import Tries
+from operators.base import KEPT, Decision, ImageOperator, Operator, TableOperator, TableResult
 
 THREADS = 2
 """Threads that prepare images ahead of the model, per worker on one core. Decoding releases the GIL."""
@@ -50,13 +54,18 @@ class Worker:
 
     Attributes:
         operator: Loaded.
+        patience: How long it waits for what passes.
+        watch: Whether so much of it is undone that the step should stop.
         batch: Images per micro-batch; halved for good when the accelerator runs out of memory.
     """
 
     operator: Operator
+    patience: Patience = field(default_factory=Patience)
     batch: int = field(init=False)
+    watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
+        self.watch = Watch(self.patience.limits)
         self.batch = self.operator.batch if isinstance(self.operator, ImageOperator) else 1
 
 
@@ -125,7 +134,7 @@ def apply_together(jobs: Sequence[Job], images: ShardImages, threads: int = THRE
         ContractError: An operator gave columns or rows that its `writes()` does not promise.
     """
     started = time.perf_counter()
-    streams = [_Stream(job) for job in jobs]
+    streams = [_Stream(job, images) for job in jobs]
     wait, waiting = 0.0, time.perf_counter()
     for prepared in _prepare_ahead(streams, images, threads):
         wait += time.perf_counter() - waiting
@@ -145,15 +154,16 @@ def apply_together(jobs: Sequence[Job], images: ShardImages, threads: int = THRE
 
 
 _ABSENT = object()
+_NOT_TRIED = Decision("undone", "not tried: the step stopped before it came to this image")
 
 
 class _Stream:
     """Micro-batches of one operator while images come in."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, images: ShardImages) -> None:
         operator = job.worker.operator
         assert isinstance(operator, ImageOperator)
-        self.job, self.operator = job, operator
+        self.job, self.operator, self.images, self.watch = job, operator, images, job.worker.watch
         self.indices = np.flatnonzero(job.active)
         self.values: list[RowValue] = []
         self.infer = 0.0
@@ -170,9 +180,12 @@ class _Stream:
         if item is _ABSENT:
             return
         position = len(self.values)
+        if self.watch.reason is not None and not isinstance(item, Decision):
+            item = _NOT_TRIED
         self.values.append(item if isinstance(item, Decision) else None)
         if isinstance(item, Decision):
             self._done += 1
+            self._note(item)
             return
         bucket = self.operator.bucket(item)
         self._waiting[bucket].append((position, item))
@@ -187,41 +200,55 @@ class _Stream:
     def _flush(self, bucket: Hashable) -> None:
         batch = self._waiting.pop(bucket)
         started = time.perf_counter()
-        outputs = _infer(self.job.worker, [item for _, item in batch])
+        if self.watch.reason is None:
+            outputs = infer(self.job.worker, [item for _, item in batch], self.images)
+        else:
+            outputs = [_NOT_TRIED] * len(batch)
         for (position, _), value in zip(batch, outputs, strict=True):
             self.values[position] = value
+            self._note(value)
         self.infer += time.perf_counter() - started
         self._done += len(batch)
         if self.job.on_progress is not None:
             self.job.on_progress(self._done)
+
+    def _note(self, value: RowValue) -> None:
+        if value is _NOT_TRIED:
+            return
+        undone = isinstance(value, Decision) and value.decision == "undone"
+        self.watch.note(undone, value.reason if isinstance(value, Decision) else "")
 
 
 def _prepare_ahead(streams: Sequence[_Stream], images: ShardImages, threads: int) -> Iterator[list[Any]]:
     """For every image that some operator sees, in row order, what each `prepare` gave; threads work ahead."""
     actives = np.stack([stream.job.active for stream in streams])
     indices = np.flatnonzero(actives.any(axis=0)).tolist()
+    images.expect(indices)
     smallest = min(stream.job.worker.batch for stream in streams)
     # A thread takes several images at a time: waking the other thread for each would cost more than it hides.
     size = max(1, min(CHUNK, smallest // 2))
 
-    def prepare(index: int, rows: list[dict[str, Any] | None]) -> list[Any]:
-        try:
-            image = images.get(index)
-        except Exception as error:
-            return [_ABSENT if row is None else failed(error) for row in rows]
-        items: list[Any] = []
-        for stream, row in zip(streams, rows, strict=True):
-            try:
-                items.append(_ABSENT if row is None else stream.operator.prepare(image, row))
-            except Exception as error:
-                items.append(failed(error))
+    tries = Tries(threads, streams[0].job.worker.patience, images)
+
+    def prepare(index: int) -> list[Any]:
+        items: list[Any] = [_ABSENT] * len(streams)
+        shown = [number for number, stream in enumerate(streams) if stream.job.active[index]]
+        stopped = [number for number in shown if streams[number].watch.reason is not None]
+        for number in stopped:
+            items[number] = _NOT_TRIED
+        if len(stopped) == len(shown):
+            return items
+        image = tries.outcome(lambda: images.get(index))
+        for number in set(shown).difference(stopped):
+            stream = streams[number]
+            given = image
+            if not isinstance(image, Exception):
+                given = tries.outcome(partial(stream.operator.prepare, image, stream.row(index)))
+            items[number] = failed(given) if isinstance(given, Exception) else given
         return items
 
     def prepare_chunk(chunk: list[int]) -> list[list[Any]]:
-        return [
-            prepare(index, [stream.row(index) if stream.job.active[index] else None for stream in streams])
-            for index in chunk
-        ]
+        return [prepare(index) for index in chunk]
 
     ahead: deque[Future[list[list[Any]]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="prepare") as pool:
@@ -236,25 +263,6 @@ def _prepare_ahead(streams: Sequence[_Stream], images: ShardImages, threads: int
         finally:
             for future in ahead:
                 future.cancel()
-
-
-def _infer(worker: Worker, items: list[Any]) -> list[RowValue]:
-    """One value per item: halves the batch when memory runs out, else bisects down to the rows that fail."""
-    operator = worker.operator
-    assert isinstance(operator, ImageOperator)
-
-    def run(part: list[Any]) -> list[RowValue]:
-        outputs = operator.infer(part)
-        if not isinstance(outputs, list) or len(outputs) != len(part):
-            count = len(outputs) if hasattr(outputs, "__len__") else type(outputs).__name__
-            raise ContractError(f"{operator.name}.infer must give one dict per item: {len(part)} but gave {count}")
-        return [failed(output) if isinstance(output, RowError) else output for output in outputs]
-
-    def out_of_memory(part: list[Any]) -> None:
-        worker.batch = max(1, min(worker.batch, (len(part) + 1) // 2))
-        empty_accelerator_cache()
-
-    return bisect(run, items, fail=lambda error: [failed(error)], on_memory=out_of_memory)
 
 
 def _compute(operator: TableOperator, table: pa.Table) -> TableResult:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from operators.applying.patience import StopError
 from operators.applying.results import ContractError
 from operators.base import Decision, RowError
 from operators.moment import kind_of
@@ -17,6 +18,7 @@ def bisect(
     items: Any,
     fail: Callable[[Exception], list[Any]],
     on_memory: Callable[[Any], None] | None = None,
+    whole: bool = False,
 ) -> list[Any]:
     """Run over all items at once; when that raises, over each half, down to single items.
 
@@ -25,29 +27,31 @@ def bisect(
         items: A list or a pyarrow.Table with at least one row.
         fail: Gives the result of a single item that raised.
         on_memory: Told of the items that did not fit into memory.
+        whole: Do not split for what passes, other than a lack of memory: no half of the items would fare better.
 
     Raises:
-        ContractError: From `run`: the operator is wrong, not the row.
+        ContractError, StopError: From `run`: the operator or the model is wrong, not the row.
         RuntimeError: The accelerator is in a state that no retry in this process mends.
     """
     try:
         return run(items)
-    except ContractError:
+    except (ContractError, StopError):
         raise
     except Exception as error:
-        if kind_of(error) == "accelerator":
+        kind = kind_of(error)
+        if kind == "accelerator":
             raise
-        if on_memory is not None and kind_of(error) == "memory":
+        if on_memory is not None and kind == "memory":
             on_memory(items)
-        if len(items) == 1:
-            return fail(error)
+        if len(items) == 1 or (whole and kind not in (None, "memory")):
+            return [result for _ in range(len(items)) for result in fail(error)]
     middle = len(items) // 2
     first, second = (
         (items.slice(0, middle), items.slice(middle))
         if isinstance(items, pa.Table)
         else (items[:middle], items[middle:])
     )
-    return bisect(run, first, fail, on_memory) + bisect(run, second, fail, on_memory)
+    return bisect(run, first, fail, on_memory, whole) + bisect(run, second, fail, on_memory, whole)
 
 
 def failed(error: Exception) -> Decision:
@@ -58,12 +62,3 @@ def failed(error: Exception) -> Decision:
     text = str(error).strip()
     reason = text if isinstance(error, RowError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
     return Decision("failed" if kind_of(error) is None else "undone", reason)
-
-
-def empty_accelerator_cache() -> None:
-    """Give cached memory back, so that a smaller batch finds it in one piece. Does nothing where torch is not used."""
-    import sys
-
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()

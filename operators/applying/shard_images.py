@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 
+from operators.applying.fetch_ahead import Fetch, FetchAhead
 from operators.base import RowError
 from operators.images.decoded import DecodedImage, decode
-
-Fetch = Callable[[str], bytes]
+from operators.moment import kind_of
 
 
 class ShardImages:
@@ -21,25 +21,47 @@ class ShardImages:
     Thread-safe for different images; one image is asked for by one thread at a time.
     """
 
-    def __init__(self, uris: list[str], fetch: Fetch, budget_bytes: int = 512 * 2**20) -> None:
+    def __init__(
+        self, uris: list[str], fetch: Fetch, budget_bytes: int = 512 * 2**20, ahead: FetchAhead | None = None
+    ) -> None:
         """Args:
         uris: One per row of the shard.
         fetch: Gives the bytes behind a uri, or raises RowError.
         budget_bytes: Upper bound of the decoded pixels and file bytes that are remembered.
+        ahead: Does the fetching, before it is needed; None to fetch each image when it is asked for.
         """
         self._uris = uris
         self._fetch = fetch
         self._budget = budget_bytes
+        self._ahead = ahead
         self.remember = True  # whether images will be asked for again
         self._kept: dict[int, DecodedImage | RowError] = {}
         self._lock = threading.Lock()
         self.seconds = 0.0
 
+    def forget(self) -> None:
+        """Give the memory of remembered images back. They are decoded again when they are asked for."""
+        with self._lock:
+            kept = [row for row, outcome in self._kept.items() if isinstance(outcome, DecodedImage)]
+            for row in kept:
+                image = self._kept.pop(row)
+                assert isinstance(image, DecodedImage)
+                self._budget += image.pixels.nbytes + len(image.data)
+
+    def expect(self, rows: Iterable[int]) -> None:
+        """Say which images will be asked for next, in which order."""
+        if self._ahead is not None:
+            self._ahead.expect((row, self._uris[row]) for row in rows if row not in self._kept)
+
+    def _bytes(self, row: int) -> bytes:
+        uri = self._uris[row]
+        return self._fetch(uri) if self._ahead is None else self._ahead.take(row, uri)
+
     def get(self, row: int) -> DecodedImage:
         """The decoded image of a row.
 
         Raises:
-            RowError: It cannot be read; the same error every time.
+            RowError: It cannot be read; the same error every time, unless it is of the moment.
         """
         known = self._kept.get(row)
         if isinstance(known, RowError):
@@ -49,8 +71,10 @@ class ShardImages:
         started = time.perf_counter()
         outcome: DecodedImage | RowError
         try:
-            outcome = decode(self._fetch(self._uris[row]))
+            outcome = decode(self._bytes(row))
         except RowError as error:
+            if kind_of(error) is not None:
+                raise
             outcome = error
         size = 0 if isinstance(outcome, RowError) else outcome.pixels.nbytes + len(outcome.data)
         with self._lock:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from operators.base import RowError
+from operators.images.jpeg import plain_jpeg
 from operators.images.rgb import grey_depth, to_rgb
 
 MAX_PIXELS = 178_956_970
@@ -102,13 +103,17 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     depth = grey_depth(image)
     turned_from = _orientation(image) if format_ in _TURNED_BY_READER else None
     try:
-        image.load()
-        _check_size(image, max_pixels)  # a broken HEIC can be larger than its header says
+        plain = plain_jpeg(data, *image.size) if format_ == "JPEG" and mode in ("L", "RGB") else None
+        if plain is None:
+            image.load()
+            _check_size(image, max_pixels)  # a broken HEIC can be larger than its header says
         orientation = _orientation(image) if turned_from is None else turned_from
-        upright = to_rgb(image, depth)
-        if turned_from is None and orientation in _TURNS:
-            upright = upright.transpose(_TURNS[orientation])
-        pixels = np.asarray(upright)
+        turn = _TURNS.get(orientation) if turned_from is None else None
+        if plain is None or turn is not None:
+            upright = to_rgb(image, depth) if plain is None else Image.fromarray(plain)
+            pixels = np.asarray(upright if turn is None else upright.transpose(turn))
+        else:
+            pixels = plain
     except (DecodeError, MemoryError):
         raise
     except Exception as error:  # plug-ins meet broken files with exceptions of every kind

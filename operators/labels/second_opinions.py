@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.base import RowError
 from operators.classify import class_texts
 from operators.detections.boxes import iou
 from operators.detections.crops import box_array, crop
@@ -97,14 +98,14 @@ class Questioner:
     def _pose(self, name: str) -> None:
         self.engine.ask(self._questions[name], (YES, NO), MAX_TOKENS)
 
-    def ask(self, about: Sequence[tuple[str, np.ndarray, Sequence[float]]], chunk: int) -> list[float | str]:
+    def ask(self, about: Sequence[tuple[str, np.ndarray, Sequence[float]]], chunk: int) -> list[float | RowError]:
         """The probability of yes, or why there is no answer.
 
         Args:
             about: A class, the image's uint8 RGB pixels (height, width, 3), and a box in it.
             chunk: How many to ask at a time.
         """
-        answers: dict[int, float | str] = {}
+        answers: dict[int, float | RowError] = {}
         of_class: dict[str, list[int]] = {}
         for number, (name, _, _) in enumerate(about):
             of_class.setdefault(name, []).append(number)
@@ -136,9 +137,10 @@ def _picture(pixels: np.ndarray, box: Sequence[float]) -> DecodedImage:
     return DecodedImage(crop(pixels, box, CONTEXT), b"", "", "RGB", 1, 1)
 
 
-def _yes(reply: Reply) -> float | str:
-    if reply.problem:
-        return reply.problem
+def _yes(reply: Reply) -> float | RowError:
+    error = reply.error()
+    if error is not None:
+        return error
     sure = 1.0 if reply.probability is None else reply.probability
     return sure if reply.answer == YES else 1 - sure
 

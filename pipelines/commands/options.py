@@ -125,7 +125,7 @@ CardNames = Annotated[
 
 
 def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Print an error that is the user's to mend without a traceback, and exit with 2."""
+    """Print an error that is the user's to mend without a traceback, and exit with its status."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -137,7 +137,7 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except UserError as error:
             for line in hide(str(error)).splitlines():
                 typer.secho(f"error: {line}", fg="red" if sys.stderr.isatty() else None, err=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(error.exit_status) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None

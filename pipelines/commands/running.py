@@ -44,13 +44,33 @@ def run(
         bool, typer.Option("-v", "--verbose", help="Show Ray's own messages and full tracebacks.")
     ] = False,
     report: Annotated[bool, typer.Option(help="Write report.html at the end.")] = True,
+    patience: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="How long an image is tried again while a server, a network or memory is lacking.",
+        ),
+    ] = 90,
+    keep_going: Annotated[
+        bool,
+        typer.Option(
+            "--keep-going", help="Leave images undone, however many, where an outage would otherwise stop the run."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a pipeline: do whatever of it is not done yet."""
+    """Run a pipeline: do whatever of it is not done yet.
+
+    The exit status is 0 when every image has an outcome; 3 when some are undone, which the same command does next time;
+    2 when something is to be mended first; 1 when the run was stopped.
+    """
+    from operators.applying.patience import Limits
     from operators.applying.results import ContractError
     from operators.secrets import hide
     from pipelines.config.pipeline import load_pipeline
     from pipelines.engine.local import end_early, prepare, start_early
+    from pipelines.engine.outages import EXIT_UNDONE, undone_line
     from pipelines.engine.terminal import TerminalReporter
     from pipelines.run import Options
     from pipelines.run import run as run_pipeline
@@ -58,7 +78,8 @@ def run(
     if inline + local + ray > 1 or (address and (inline or local)):
         raise typer.BadParameter("--inline, --local and --ray (or --address) say where to run; give one of them")
     reporter = TerminalReporter(console(stderr=as_json))
-    options = Options(inline, workers, address, verbose, report, gpu_memory, ray=ray, local=local)
+    limits = Limits(patience, keep_going)
+    options = Options(inline, workers, address, verbose, report, gpu_memory, limits, ray=ray, local=local)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
     try:
         if not (inline or ray or address or os.environ.get("RAY_ADDRESS")):
@@ -81,6 +102,10 @@ def run(
         typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
     else:
         reporter.finished(summary, loaded.settings.output)
+    undone = undone_line(summary)
+    if undone is not None:
+        typer.echo(f"{undone}: {hide(command_line(context))}", err=True)
+        raise typer.Exit(EXIT_UNDONE)
 
 
 @user_errors

@@ -24,6 +24,7 @@ from typing import Any
 
 from pipelines.engine.deaths import RETRIES, died_too_often
 from pipelines.engine.local_worker import CAN_FORK
+from pipelines.engine.outages import AcceleratorLost
 from pipelines.engine.placement import Phase, Pool
 from pipelines.engine.receipts import OnNews
 from pipelines.errors import UserError
@@ -96,21 +97,18 @@ class _Worker:
 
 @dataclass
 class Processes:
-    """The processes of one run. They end with the block of `local_session`.
+    """The processes of one run. They end with the block of `local_session`."""
 
-    Attributes:
-        verbose: Whether tracebacks of workers are shown.
-    """
-
-    verbose: bool = False
     _first: _First = field(default_factory=_First)
     _workers: list[_Worker] = field(default_factory=list)
     _job: bytes = b""
+    _libraries: list[str] = field(default_factory=list)
     _forks: bool = CAN_FORK
 
     def prepare(self, steps: Sequence[Step]) -> None:
         """Import what steps will load, in the background."""
-        self._first.order("import", [*COMMON, *dict.fromkeys(name for s in steps for name in s.operator.libraries())])
+        self._libraries = [*COMMON, *dict.fromkeys(name for step in steps for name in step.operator.libraries())]
+        self._first.order("import", self._libraries)
 
     def run_phase(
         self,
@@ -175,13 +173,16 @@ class Processes:
                     self._start_again(worker, pools)
                 elif kind == "failed":
                     told[0].add_note(told[1])
-                    raise told[0]
+                    if not isinstance(told[0], AcceleratorLost):
+                        raise told[0]
+                    self._replace(worker, pools, queues, deaths, told[0])
                 else:
                     if worker.pool + 1 < len(queues):
                         queues[worker.pool + 1].append(worker.work)
                     else:
                         finished += 1
                     worker.is_idle = True
+                    deaths.pop(_starting(worker.pool), None)
         self._end_workers()
 
     def _start(self, number: int, pool: dict[str, Any], place: int) -> None:
@@ -195,6 +196,7 @@ class Processes:
         elif not self._first.is_alive:
             self._first.end()
             self._first = _First()
+            self._first.order("import", self._libraries)
             self._first.order("job", self._job)
         first = own or self._first
         first.order("work" if own else "fork", role, environment)
@@ -203,13 +205,18 @@ class Processes:
         self._workers.append(_Worker(Connection(mine.detach()), number, place, own))
 
     def _replace(
-        self, worker: _Worker, pools: list[dict[str, Any]], queues: list[deque[Any]], deaths: Counter[str]
+        self,
+        worker: _Worker,
+        pools: list[dict[str, Any]],
+        queues: list[deque[Any]],
+        deaths: Counter[str],
+        error: UserError | None = None,
     ) -> None:
-        """Start another worker for one that died, and give its work back."""
-        where = f"{worker.pool} {worker.work}" if not worker.is_idle else "starting"
+        """Start another worker for one that died, or can only be mended by another process, and give its work back."""
+        where = _starting(worker.pool) if worker.is_idle else f"{worker.pool} {worker.work}"
         deaths[where] += 1
         if deaths[where] > RETRIES:
-            raise died_too_often()
+            raise error or died_too_often()
         if not worker.is_idle:
             queues[worker.pool].appendleft(worker.work)
         self._start_again(worker, pools)
@@ -228,6 +235,11 @@ class Processes:
         """End all processes at once. What they were on is not lost: it is not done, and the next run does it."""
         self._end_workers()
         self._first.end()
+
+
+def _starting(pool: int) -> str:
+    """What a death of a worker without work is counted as: a few in a row mean that none can be started."""
+    return f"{pool} starting"
 
 
 def _end(worker: _Worker) -> None:
@@ -275,10 +287,9 @@ def end_early() -> None:
 
 
 @contextmanager
-def local_session(verbose: bool = False) -> Iterator[Processes]:
+def local_session() -> Iterator[Processes]:
     """Processes for one run, those that were started early if there are; they end when the block is left."""
     processes = _early.pop() if _early else Processes()
-    processes.verbose = verbose
     try:
         yield processes
     finally:

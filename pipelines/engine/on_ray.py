@@ -52,6 +52,8 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
     if not verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Or a thread that still waits for something when a run is stopped would start a cluster of its own.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS")
@@ -74,7 +76,8 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
         _quiet(verbose)
         yield
     finally:
-        ray.shutdown()
+        with _no_stderr(not verbose):
+            ray.shutdown()
 
 
 def _start_local(cpus: int | None, common: dict[str, Any]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from operators.applying.patience import Limits
 from operators.wording import counted
 from pipelines.engine.placement import Phase, place
 from pipelines.engine.receipts import News, OnNews
@@ -39,6 +40,7 @@ class Options:
         verbose: Let Ray's own messages through.
         report: Write ``report.html`` at the end, unless the one that is there shows the same results.
         gpu_memory_gb: Of one GPU, where it cannot be asked or is shared; None to ask it.
+        limits: How long to wait for what passes, and whether to go on without it.
         ray: On Ray, also where processes of this machine would do.
         local: In processes of this machine, also where this one alone would do.
     """
@@ -49,6 +51,7 @@ class Options:
     verbose: bool = False
     report: bool = False
     gpu_memory_gb: float | None = None
+    limits: Limits = field(default_factory=Limits)
     ray: bool = False
     local: bool = False
 

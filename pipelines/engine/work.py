@@ -9,17 +9,22 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
 from operators.applying.apply import THREADS, Job, Timing, Worker, apply, apply_together
+from operators.applying.fetch_ahead import UNDER_WAY, FetchAhead
+from operators.applying.patience import Patience
 from operators.applying.shard_images import ShardImages
 from operators.base import OperatorError
+from pipelines.engine.outages import Outage, stopped
 from pipelines.engine.receipts import Loading, OnNews, Partial, Receipt, receipt_of
 from pipelines.errors import UserError
 from pipelines.run_folder.layout import Layout, active_rows, column_of
 from pipelines.run_folder.shards import read_shard
 from pipelines.sources import Fetcher
+from pipelines.sources.uri import is_remote
 from pipelines.steps import Step
 
 CACHE_BYTES = 512 * 2**20
@@ -43,15 +48,24 @@ class ShardWorker:
         threads: int = THREADS,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
+        self._patience = Patience(layout.limits)
         self._layout = layout
         self._steps = [layout.steps[position] for position in positions]
         self._fetch = fetch
         self._threads = threads
         self._cache_bytes = cache_bytes
         self._workers: dict[int, Worker] = {}
+        # Threads start only when something is fetched ahead.
+        self._ahead = FetchAhead(fetch, ThreadPoolExecutor(UNDER_WAY, thread_name_prefix="fetch"))
 
     def run(self, shard: int, on_news: OnNews | None = None) -> list[Receipt]:
-        """Do what is not done yet of the steps for a shard; one receipt per step."""
+        """Do what is not done yet of the steps for a shard; one receipt per step.
+
+        Raises:
+            Outage: A step leaves so many images undone that going on makes no sense. Its results are kept.
+            UserError: A step cannot go on at all.
+            AcceleratorLost: This process can no longer use its GPU; another one has to do the shard.
+        """
         tell = on_news or (lambda news: None)
         receipts, waiting = [], []
         for step in self._steps:
@@ -67,7 +81,7 @@ class ShardWorker:
                 if step.position not in self._workers and step.operator.needs().memory_gb:
                     tell(Loading(step.name, time.time()))
                 self._worker(step)
-            work = _Shard(self._layout, shard, self._fetch, self._cache_bytes)
+            work = _Shard(self._layout, shard, self._fetch, self._cache_bytes, self._ahead)
             order = list(waves(waiting))
             for number, wave in enumerate(order):
                 work.images.remember = any(later[0].is_image for later in order[number + 1 :])
@@ -77,11 +91,17 @@ class ShardWorker:
     def _run_wave(self, work: _Shard, wave: Sequence[Step], tell: OnNews) -> list[Receipt]:
         began = time.time()
         jobs = [work.job(step, self._worker(step), _at_intervals(tell, step.name, work.shard)) for step in wave]
-        if wave[0].is_image:
-            results = apply_together(jobs, work.images, self._threads)
-        else:
-            results = [apply(job) for job in jobs]
-        return [self._commit(work, step, *result, began, tell) for step, result in zip(wave, results, strict=True)]
+        with stopped(wave):
+            if wave[0].is_image:
+                results = apply_together(jobs, work.images, self._threads)
+            else:
+                results = [apply(job) for job in jobs]
+        receipts = [self._commit(work, step, *result, began, tell) for step, result in zip(wave, results, strict=True)]
+        for step in wave:
+            reason = self._worker(step).watch.reason
+            if reason is not None:
+                raise Outage(step.name, reason)
+        return receipts
 
     def _commit(self, work: _Shard, step: Step, table: pa.Table, timing: Timing, began: float, tell: OnNews) -> Receipt:
         started = time.perf_counter()
@@ -97,17 +117,18 @@ class ShardWorker:
     def _worker(self, step: Step) -> Worker:
         if step.position not in self._workers:
             load(step)
-            self._workers[step.position] = Worker(step.operator)
+            self._workers[step.position] = Worker(step.operator, self._patience)
         return self._workers[step.position]
 
 
 class _Shard:
     """One shard while a worker is on it: its rows, its images, and the tables computed so far."""
 
-    def __init__(self, layout: Layout, shard: int, fetch: Fetcher, cache_bytes: int) -> None:
+    def __init__(self, layout: Layout, shard: int, fetch: Fetcher, cache_bytes: int, ahead: FetchAhead) -> None:
         self.layout, self.shard = layout, shard
         self.rows = read_shard(layout.store, shard, ["image_id", "key", "uri"])
-        self.images = ShardImages(self.rows.column("uri").to_pylist(), fetch, cache_bytes)
+        uris = self.rows.column("uri").to_pylist()
+        self.images = ShardImages(uris, fetch, cache_bytes, ahead if any(is_remote(uri) for uri in uris) else None)
         self.tables: dict[int, pa.Table] = {}
 
     def job(self, step: Step, worker: Worker, on_progress: Callable[[int], None]) -> Job:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
+from operators.applying.patience import Limits
 from pipelines.run_folder.shards import read_shard, shard_name, shard_numbers
 from pipelines.run_folder.store import Store
 from pipelines.steps import Input, Step
@@ -15,23 +16,27 @@ from pipelines.steps import Input, Step
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a run keeps things: its store, its steps and the folder of each.
+    """Where a run keeps things: its store, its steps and the folder of each. Every worker of the run has it.
 
     Attributes:
         store: The run's directory.
         steps: All steps of the pipeline.
         folders: Folder of each step below ``steps/``, by position.
+        limits: How the run meets what passes.
     """
 
     store: Store
     steps: tuple[Step, ...]
     folders: tuple[str, ...]
+    limits: Limits = field(default_factory=Limits)
 
     @classmethod
-    def of(cls, store: Store, steps: Sequence[Step]) -> Layout:
+    def of(cls, store: Store, steps: Sequence[Step], limits: Limits | None = None) -> Layout:
         """Find the folders of the steps. One with the same fingerprint is the same step, whatever its place or name."""
         there = {name.rpartition("-")[2]: name for name in store.names("steps")}
-        return cls(store, tuple(steps), tuple(there.get(step.fingerprint, step.folder) for step in steps))
+        return cls(
+            store, tuple(steps), tuple(there.get(step.fingerprint, step.folder) for step in steps), limits or Limits()
+        )
 
     def position(self, name: str) -> int:
         """The place of the step of that name."""

@@ -6,32 +6,42 @@ import io
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import pyarrow as pa
 
+from operators.applying.patience import Limits, Patience, passes
 from operators.columns.schemas import as_detections
 from pipelines.errors import UserError
+from pipelines.run_folder.output_error import OutputError, removed, telling
 
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
+PATIENCE = Limits(seconds=90.0)
+"""How long an object store is waited for."""
+
+Result = TypeVar("Result")
 
 
 class Store:
     """A directory below which a run keeps its files; local, or any fsspec URL.
 
-    Paths are relative, with '/' between parts. Picklable: every process opens its own connection.
+    Paths are relative, with '/' between parts. Picklable: every process opens its own connection. While a run holds
+    the directory, an object store that is away is waited for, and a directory that was removed is not made again.
+
+    Methods that read or write raise OutputError when that fails.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, held: bool = False) -> None:
         self.url = url if "://" in url else os.path.abspath(url)
+        self._held = held
         self._fs: Any = None
         self._root = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Store, (self.url,)
+        return Store, (self.url, self._held)
 
     @property
     def is_local(self) -> bool:
@@ -58,13 +68,29 @@ class Store:
         """The path or URL of a file as a person takes it."""
         return posixpath.join(self.url, name) if name else self.url
 
+    def _ask(self, doing: str, action: Callable[[], Result]) -> Result:
+        """What the file system gives; an object store is asked again while a run holds it and it may come back."""
+        with telling(self.address(), doing):
+            try:
+                return action()
+            except Exception as error:
+                if self.is_local or not self._held or not passes(error):
+                    raise
+                return Patience(PATIENCE).again(action, error)
+
+    def _folder(self, folder: str) -> None:
+        """Make a folder of the directory, if that is where it was."""
+        if self._held and not os.path.isdir(self.path()):
+            raise removed(self.address())
+        os.makedirs(folder, exist_ok=True)
+
     def exists(self, name: str) -> bool:
-        return bool(self.fs.exists(self.path(name)))
+        return bool(self._ask("read", lambda: self.fs.exists(self.path(name))))
 
     def names(self, folder: str = "") -> list[str]:
         """Names of the files and folders directly below a folder, sorted; hidden and temporary ones left out."""
         try:
-            found = self.fs.ls(self.path(folder), detail=False)
+            found = self._ask("read", lambda: self.fs.ls(self.path(folder), detail=False))
         except FileNotFoundError:
             return []
         names = {posixpath.basename(str(path).rstrip("/")) for path in found}
@@ -72,22 +98,32 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError where there is none."""
-        return cast(bytes, self.fs.cat_file(self.path(name)))
+        return cast(bytes, self._ask("read", lambda: self.fs.cat_file(self.path(name))))
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file. A reader sees the old one, or none, or the new one; never a part."""
-        path = self.path(name)
+        try:
+            self._ask("written", lambda: self._write(self.path(name), data))
+        except FileNotFoundError as error:
+            raise OutputError(f"the output {self.address()} cannot be written: {error}") from error
+
+    def _write(self, path: str, data: bytes) -> None:
         if not self.is_local:
             self.fs.pipe_file(path, data)
             return
         folder = os.path.dirname(path)
-        os.makedirs(folder, exist_ok=True)
+        self._folder(folder)
         temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A Parquet file, or some of its columns; detections as `operators.columns.schemas.DETECTIONS` whoever wrote
@@ -95,7 +131,10 @@ class Store:
         import pyarrow.parquet as pq
 
         # Not `read_table`: it makes a dataset of the one file first, which takes most of its time with small files.
-        with pq.ParquetFile(self.path(name) if self.is_local else pa.BufferReader(self.read(name))) as file:
+        with (
+            telling(self.address(), "read"),
+            pq.ParquetFile(self.path(name) if self.is_local else pa.BufferReader(self.read(name))) as file,
+        ):
             table = file.read(columns, use_threads=False)
         table = table if columns is None else table.select(columns)
         for place, column in enumerate(table.columns):
@@ -110,8 +149,9 @@ class Store:
     def append(self, name: str) -> IO[bytes]:
         """A file that grows, for logs. Object stores cannot append: there it is a buffer, written when closed."""
         if self.is_local:
-            os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
-            return open(self.path(name), "ab")
+            with telling(self.address(), "written"):
+                self._folder(os.path.dirname(self.path(name)))
+                return open(self.path(name), "ab")
         return _Upload(self, name)
 
     @contextmanager
@@ -124,20 +164,33 @@ class Store:
             UserError: Another process holds it.
         """
         if not self.is_local or os.name != "posix":
-            yield
+            with self._holding():
+                yield
             return
         made = _not_there(self.path())
         path = os.path.join(self.path(), LOCK)
         try:
-            with _lock(path, self.address()):
+            with ExitStack() as held:
+                with telling(self.address(), "written"):
+                    held.enter_context(_lock(path, self.address()))
                 try:
-                    yield
+                    with self._holding():
+                        yield
                 finally:
-                    os.unlink(path)
+                    with suppress(OSError):  # somebody removed the directory, or it is read-only by now
+                        os.unlink(path)
         finally:
             for folder in made:  # not if something is in it
                 with suppress(OSError):
                     os.rmdir(folder)
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
 
     def clean(self) -> None:
         """Remove temporary files and folders that a killed run left behind."""
@@ -151,7 +204,8 @@ class Store:
                 folders.remove(name)
             for name in files:
                 if name.startswith(TEMPORARY):
-                    os.unlink(os.path.join(folder, name))
+                    with telling(self.address(), "written"), suppress(FileNotFoundError):
+                        os.unlink(os.path.join(folder, name))
 
 
 def _not_there(path: str) -> list[str]:

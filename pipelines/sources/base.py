@@ -145,6 +145,10 @@ class Source(ABC):
     def _empty(self) -> str:
         """What to say when there was no entry: what was looked for, and what was seen instead."""
 
+    def looked_for(self) -> str | None:
+        """Where labels were looked for, for a message when there are none; None of a source that has no labels."""
+        return None
+
     def _unique(self, entries: Iterator[Entry]) -> Iterator[Entry]:
         seen: dict[str, str] = {}
         for entry in entries:

@@ -29,30 +29,43 @@ class YoloObject:
     polygon: tuple[float, ...] | None
 
 
-def parse_labels(data: bytes, name: str, classes: int, keypoint_values: int = 0) -> tuple[list[YoloObject], list[str]]:
-    """The objects of a label file, and what is wrong with the lines that are left out.
+Lines = list[tuple[int, str]]
+"""Numbers of lines from 1, and what is to be said of each."""
+
+
+def parse_labels(data: bytes, classes: int, keypoint_values: int = 0) -> tuple[list[YoloObject], Lines, Lines]:
+    """The objects of a label file; the lines that say one of them again; and those that cannot be used, and why.
 
     Args:
         data: The file.
-        name: What messages call it.
         classes: How many classes there are.
         keypoint_values: Numbers after the box in each line of a pose dataset; they are not read.
     """
     objects: list[YoloObject] = []
-    problems: list[str] = []
+    repeated: Lines = []
+    wrong: Lines = []
     seen: dict[tuple[float, ...], int] = {}
-    for line, text in enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1):
-        if not text.strip():
+    for line, text in enumerate(_text(data).splitlines(), 1):
+        if not text.strip("\0 \t\r\n"):
             continue
         try:
             values = _values(text)
+            item = _object(line, values, classes, keypoint_values)
             other = seen.setdefault(values, line)
             if other != line:
-                raise LabelError(f"repeats line {other}")
-            objects.append(_object(line, values, classes, keypoint_values))
+                repeated.append((line, f"repeats line {other}"))
+            else:
+                objects.append(item)
         except LabelError as error:
-            problems.append(f"{name}:{line} {error}")
-    return objects, problems
+            wrong.append((line, str(error)))
+    return objects, repeated, wrong
+
+
+def _text(data: bytes) -> str:
+    """The file as text: UTF-8, or UTF-16 where its first bytes say so, as a Windows shell writes it."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", "replace")
+    return data.decode("utf-8-sig", "replace")
 
 
 def to_detection(item: YoloObject, name: str, size: tuple[int, int]) -> tuple[dict[str, Any], float]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -208,6 +211,28 @@ def test_an_earlier_part_guards_a_later_one() -> None:
     assert kept("text <> 'x' and cast(text as int) > 10") == [True, False, False, False]
     guarded = "regexp_full_match(text, '[0-9]+') and cast(text as int) > 5 and cast(text as int) < 10"
     assert kept(guarded) == [False, False, False, True]
+
+
+def test_sums_differences_and_parts_of_dates_are_functions_of_their_row() -> None:
+    for where in ("sharpness + min_side > 0.3", "-sharpness - min_side < 0", "1 - sharpness < 1", "year(a) > 2020",
+                  "a + interval 1 day > b", "hour(make_timestamp(2026, 12, 1, 23, 0, 0)) = 23"):  # fmt: skip
+        assert keep(where).params.where == where
+
+
+def test_the_hour_of_a_time_with_a_zone_is_that_of_utc_wherever_it_runs() -> None:
+    program = """
+import time; time.tzset()
+from operators.expressions.functions import connection
+print(connection().execute("SELECT hour(TIMESTAMPTZ '2026-12-01 12:00:00+00'), "
+    "(TIMESTAMPTZ '2026-03-29 00:30:00+00' + INTERVAL 1 DAY)::VARCHAR").fetchall())
+"""
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", program], env={**os.environ, "TZ": zone}, capture_output=True, check=True, text=True
+        ).stdout
+        for zone in ("Asia/Tokyo", "Europe/Berlin", "UTC")
+    }
+    assert told == {"[(12, '2026-03-30 00:30:00+00')]\n"}
 
 
 @pytest.mark.parametrize(

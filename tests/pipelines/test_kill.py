@@ -177,21 +177,21 @@ def _long(flags: tuple[str, ...]) -> list[str]:
 
 @pytest.mark.slow
 def test_workers_that_are_killed_at_random_moments_are_replaced() -> None:
-    """Workers, and once the process that they are forked from; a shard is lost four times at most, so it all ends."""
+    """Workers, each after some shard was finished, and once the process that they are forked from."""
     folder_of_images(Path("data"), IMAGES)
     undisturbed = start(write("whole.yaml", "whole"), "--inline")
     process = start(write("p.yaml", "run"), "--workers", "2")
     generator = np.random.default_rng(3)
     killed: set[int] = set()
+    before = 0
     while process.poll() is None and len(killed) < 6:
-        time.sleep(float(generator.uniform(0.05, 0.2)))
-        family = [each for each in children(process) if each.pid not in killed]
-        first, forked = family[:1], family[1:]
-        if committed("run") and forked:
-            victims = first if len(killed) == 3 else [forked[int(generator.integers(len(forked)))]]
-            for victim in victims:
-                victim.kill()
-                killed.add(victim.pid)
+        time.sleep(float(generator.uniform(0, 0.05)))
+        first, *forked = [each for each in children(process) if each.pid not in killed] or [None]
+        if committed("run") > before and first is not None and forked:
+            before = committed("run")
+            victim = first if len(killed) == 3 else forked[int(generator.integers(len(forked)))]
+            victim.kill()
+            killed.add(victim.pid)
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors.decode()
     assert len(killed) >= 3, "the run was over before enough were killed"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from operators.base import RowError
 from operators.models.card import Dtype, ModelCard, ModelError
 
 if TYPE_CHECKING:
@@ -26,11 +27,21 @@ class Reply:
         answer: A text, one of the choices, or JSON.
         probability: Of that choice among the choices, 0…1; None without choices, or where the engine cannot know.
         problem: Why there is no answer; if it is not empty, the rest means nothing.
+        cause: The exception behind it, where there is one: it tells what is of the moment (`operators.moment`).
     """
 
     answer: str
     probability: float | None = None
     problem: str = ""
+    cause: Exception | None = None
+
+    def error(self) -> RowError | None:
+        """The problem as what fails a row; None where there is an answer."""
+        if not self.problem:
+            return None
+        error = RowError(self.problem)
+        error.__cause__ = self.cause
+        return error
 
 
 @dataclass(frozen=True, slots=True)

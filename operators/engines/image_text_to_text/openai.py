@@ -14,17 +14,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from operators.applying.patience import StopError
 from operators.engines.image_text_to_text.answerer import Reply, Requests
 from operators.engines.image_text_to_text.choice_answer import ChoiceAnswer, Token
 from operators.engines.image_text_to_text.json_answer import JsonAnswer
 from operators.engines.image_text_to_text.openai_client import open_client, wait
 from operators.images.data_url import data_url
 from operators.models.card import Dtype, ModelCard, ModelError
+from operators.moment import MomentError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
     from operators.images.decoded import DecodedImage
+
+STOP_STATUS = {401, 402, 403, 404, 405}
+STOP_CODES = {"insufficient_quota", "billing_hard_limit_reached", "invalid_api_key", "model_not_found"}
+"""What an endpoint answers when no image would fare better: a key that is refused or spent, a model that is gone."""
 
 PROBE_TOKENS = 8
 """Length of the one answer that `Endpoint.reach` asks for."""
@@ -130,7 +136,11 @@ class Endpoint:
         return None
 
     def answer(self, items: Sequence[str]) -> list[Reply]:
-        """See `Answerer`. A request that fails for good is a reply with a problem."""
+        """See `Answerer`. A request that fails for good is a reply with a problem.
+
+        Raises:
+            StopError: No image would be answered: the key is refused or spent, or the model is gone.
+        """
         return wait(self._answer(items))
 
     def reach(self) -> None:
@@ -160,8 +170,10 @@ class Endpoint:
         for _ in range(2):
             try:
                 choice = await self._complete(client, messages)
-            except (openai.OpenAIError, ValueError) as error:
-                return Reply("", problem=self._reason(error))
+            except (openai.OpenAIError, ValueError, MomentError) as error:
+                if getattr(error, "status_code", None) in STOP_STATUS or getattr(error, "code", None) in STOP_CODES:
+                    raise StopError(self._reason(error)) from error
+                return Reply("", problem=self._reason(error), cause=error)
             text = choice.message.content.encode("utf-8", "replace").decode()
             if self._form is None:
                 return Reply(text.strip())
@@ -184,17 +196,18 @@ class Endpoint:
 
         Raises:
             openai.OpenAIError: The request failed for good.
-            ValueError: What came back is no chat completion with an answer in it.
+            MomentError: What came back is no chat completion: something on the way answered.
+            ValueError: The completion has no answer in it.
         """
         given: Any = messages
         try:
             completion: Any = await client.chat.completions.create(messages=given, **self._fields)
         except ValueError as error:  # the library lets through what json raises
-            raise ValueError(f"sent what cannot be read: {error}") from error
+            raise MomentError(f"sent what cannot be read: {error}") from error
         choices: Any = getattr(completion, "choices", None)
         message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
         if message is None:
-            raise ValueError(f"sent no chat completion: {str(completion)[:200]}")
+            raise MomentError(f"sent no chat completion: {str(completion)[:200]}")
         if not isinstance(getattr(message, "content", None), str):
             why = getattr(message, "refusal", None) or f"finish_reason is {getattr(choices[0], 'finish_reason', None)}"
             raise ValueError(f"sent a message without an answer: {why}")
@@ -213,7 +226,7 @@ class Endpoint:
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 hint = "if the server lacks something, say so in the card: config.top_logprobs, config.structured"
                 raise ModelError(f"{self._reason(error)}; {hint}") from error
-            except (openai.OpenAIError, ValueError) as error:
+            except (openai.OpenAIError, ValueError, MomentError) as error:
                 raise ModelError(self._reason(error)) from error
 
     async def _known(self, client: AsyncOpenAI) -> str:

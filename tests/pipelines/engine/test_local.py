@@ -50,6 +50,14 @@ class Dies(DatasetOperator):
             os._exit(9)
         return TableResult(pa.table({"number": pa.array(range(new.num_rows), pa.int64())}))
 
+class LosesGpu(Where):
+    """Says once, or always, what torch says of a GPU that has failed."""
+    def infer(self, items):
+        if self.params.gb > 1 or not os.path.exists("lost"):
+            open("lost", "w").close()
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().infer(items)
+
 class Cuts(Where):
     """Raises what no runner knows."""
     def infer(self, items): raise SystemExit("cut")
@@ -136,6 +144,13 @@ def test_a_dataset_step_that_dies_is_tried_again_and_at_last_told() -> None:
     assert Path("died1").exists()
     with pytest.raises(UserError, match="workers died 5 times on the same work"):
         go([{"user_local:Dies": {"times": 9}}], output="other")
+
+
+def test_a_gpu_that_only_another_process_can_mend_gets_one() -> None:
+    go([{"user_local:LosesGpu": {"gb": 0.1}}])
+    assert Path("lost").exists() and all(row["decision"] == "kept" for row in rows())
+    with pytest.raises(UserError, match="lost its GPU: CUDA error"):
+        go([{"user_local:LosesGpu": {"gb": 1.1}}], output="other")
 
 
 def test_what_a_worker_raises_is_raised_here_with_its_traceback_and_no_process_stays() -> None:

@@ -57,7 +57,7 @@ def test_boxes_polygons_splits_and_negatives(tmp_path: Path) -> None:
     expected[:11, :21] = 1  # with the border, as `fillPoly` paints it
     np.testing.assert_array_equal(drawn, expected)
     assert entries["images/train/deep/b.jpg"].labels == []
-    assert entries["images/val/c.jpg"].labels == []
+    assert entries["images/val/c.jpg"].labels is None, "nobody looked"
     assert boxes(entries["images/test/d.jpg"]) == [pytest.approx(("bus", 0, 8, 4.04, 12))]
     assert all(entry.problem is None for entry in entries.values())
     pa.array([entry.labels for entry in entries.values()], DETECTIONS)
@@ -147,8 +147,11 @@ def test_broken_images_and_binary_labels(tmp_path: Path) -> None:
     (tmp_path / "labels/train/b.txt").write_bytes(bytes(range(256)))
     entries = scan(spec)
     assert entries["images/train/a.jpg"].labels is None
-    assert "1 label is left out" in (entries["images/train/a.jpg"].problem or "")
-    assert entries["images/train/b.jpg"].labels == []
+    (refused,) = entries["images/train/a.jpg"].refused
+    assert refused.place == "labels/train/a.txt:1"
+    assert "the image's size is not known" in refused.reason
+    assert entries["images/train/b.jpg"].labels is None
+    assert entries["images/train/b.jpg"].label_state == "refused"
     assert "b.txt:" in (entries["images/train/b.jpg"].problem or "")
 
 
@@ -184,7 +187,7 @@ def test_lists_folders_and_names_as_a_mapping(tmp_path: Path) -> None:
     assert "gone.txt" in source.problems[0]
     write(tmp_path / "labels/one/a.txt", b"1 0.5 0.5 1 1")
     entry = scan(spec)["images/one/a.jpg"]
-    assert entry.labels == []
+    assert (entry.labels, entry.label_state) == (None, "refused")
     assert "names class 1, which has no name" in (entry.problem or "")
 
 
@@ -196,7 +199,7 @@ def test_labels_beside_images_and_no_labels_at_all(tmp_path: Path) -> None:
     spec = {"yolo": str(write(tmp_path / "data.yaml", yaml.safe_dump(document).encode()))}
     entries = scan(spec)
     assert boxes(entries["with/a.jpg"]) == [("car", 0, 0, 40, 20)]
-    assert entries["with/b.jpg"].labels == []
+    assert entries["with/b.jpg"].labels is None
     assert entries["without/c.jpg"].labels is None
 
 

@@ -16,12 +16,14 @@ import pytest
 from PIL import Image
 
 from operators.applying.apply import Job, Worker, apply
+from operators.applying.patience import StopError
 from operators.applying.shard_images import ShardImages
 from operators.ask import Ask
 from operators.base import OperatorError, RowError
 from operators.images.decoded import DecodedImage, decode
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT
+from operators.moment import kind_of
 from tests.operators.engines.image_text_to_text.chat_server import MODEL, ChatServer, Request, Response, says
 
 SOON = {"retry-after-ms": "1"}
@@ -162,6 +164,44 @@ def test_what_does_not_pass_fails_its_row() -> None:
     assert len(asked) == 4
 
 
+@pytest.mark.parametrize(
+    ("response", "kind"),
+    [
+        (Response({"error": {"message": "busy"}}, 503, SOON), "network"),
+        (Response({"error": {"message": "too many"}}, 429, SOON), "network"),
+        (Response(says("slow").body, delay=2), "network"),
+        (Response(b"<html>502 Bad Gateway</html>", headers={"Content-Type": "text/html"}), "network"),
+        (Response(b'{"choices": [{"mess'), "network"),
+        (Response({"error": {"message": "the image is too large"}}, 400), None),
+        (Response({"error": {"message": "the image is too large"}}, 413), None),
+        (Response({"error": {"message": "no"}}, 422), None),
+        (says(None, finish="length"), None),
+    ],
+)
+def test_what_is_of_the_moment_and_what_is_of_the_image(response: Response, kind: str | None) -> None:
+    with ChatServer(lambda request: response) as server:
+        (row,) = rows(ask(card(server.address), timeout=0.5, retries=0))
+    assert isinstance(row, RowError)
+    assert kind_of(row) == kind
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (402, {"message": "pay first"}),
+        (403, {"message": "not yours"}),
+        (404, {"message": "the model is gone"}),
+        (429, {"message": "You exceeded your current quota", "code": "insufficient_quota"}),
+    ],
+)
+def test_what_no_image_would_get_past_stops_the_step(status: int, error: dict[str, str]) -> None:
+    with (
+        ChatServer(lambda request: Response({"error": error}, status, SOON)) as server,
+        pytest.raises(StopError, match=error["message"]),
+    ):
+        rows(ask(card(server.address), retries=0), 2)
+
+
 @pytest.mark.parametrize("response", [Response({}, delay=5), Response(says("slow " * 50).body, trickle=0.05)])
 def test_slow_answers_are_given_up(response: Response) -> None:
     started = time.monotonic()
@@ -300,9 +340,9 @@ def test_a_wrong_key_is_an_error_that_does_not_show_it(monkeypatch: pytest.Monke
         operator = ask(card(server.address, weights={"api_key_env": "FAR_KEY"}))
         with pytest.raises(ModelError, match=r"refuses the key in FAR_KEY: .*Incorrect API key") as error:
             operator.ready()
-        (row,) = rows(operator)
-        assert "refuses the key in FAR_KEY" in str(row)
-        assert "not-the-secret" not in f"{error.value}{row}"
+        with pytest.raises(StopError, match="refuses the key in FAR_KEY") as stop:  # when it is revoked in a run
+            rows(operator)
+        assert "not-the-secret" not in f"{error.value}{stop.value}"
         with pytest.raises(ModelError, match="refuses requests without a key"):
             ask(card(server.address)).ready()
     assert server.requests == []
