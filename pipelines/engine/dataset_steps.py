@@ -22,8 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.applying.results import join_result
-from operators.applying.tasks import Tasks
-from operators.base import DatasetOperator, TableResult
+from operators.base import DatasetOperator, TableResult, Tasks
 from pipelines.engine.receipts import OnNews, Receipt, Working, receipt_of
 from pipelines.engine.work import PARTIAL_SECONDS, load
 from pipelines.run_folder.layout import Layout, active_rows, column_of
@@ -139,7 +138,7 @@ class _TellingTasks:
     def map(
         self, function: Callable[[Any, Any], Any], shared: Any, arguments: Iterable[Any]
     ) -> Iterator[tuple[int, Any]]:
-        """See `operators.applying.tasks.Tasks`."""
+        """See `operators.base.Tasks`."""
         for result in self._tasks.map(function, shared, arguments):
             self._parts += 1
             if self._on_news is not None and time.monotonic() - self._told >= PARTIAL_SECONDS:

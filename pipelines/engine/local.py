@@ -25,10 +25,11 @@ from typing import Any
 from pipelines.engine.deaths import RETRIES, died_too_often
 from pipelines.engine.local_worker import CAN_FORK
 from pipelines.engine.outages import AcceleratorLost
-from pipelines.engine.placement import Phase, Pool
+from pipelines.engine.placement import Phase
 from pipelines.engine.receipts import OnNews
+from pipelines.engine.resources import Resources
+from pipelines.engine.spread import Pool
 from pipelines.errors import UserError
-from pipelines.resources import Resources
 from pipelines.run_folder.layout import Layout
 from pipelines.sources import Fetcher
 from pipelines.steps import Step

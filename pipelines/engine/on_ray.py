@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import sys
-import threading
 import uuid
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
@@ -32,12 +29,16 @@ from pipelines.engine.placement import Phase
 from pipelines.engine.ray_news import Teller, Watch, collected
 from pipelines.engine.ray_tasks import RayTasks
 from pipelines.engine.receipts import OnNews
+from pipelines.engine.spread import Pool
 from pipelines.engine.work import ShardWorker, use_threads
 from pipelines.errors import UserError
 from pipelines.run_folder.layout import Layout
 from pipelines.sources import Fetcher
-from pipelines.spread import Pool
 from pipelines.steps import Step
+
+FOR_EVER = -1
+"""What Ray is told of retries of a shard. It counts the seconds in which a lost node is not yet known to be lost as so
+many deaths; `_PoolWorker` counts how often a shard was really begun."""
 
 
 @contextmanager
@@ -124,7 +125,7 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     _ship_user_code(layout.steps)
-    with collected(on_news, sum(pool.workers for pool in phase.pools)) as watch:
+    with collected(on_news, sum(pool.workers for pool in phase.pools)) as watch, _watched(watch):
         items = [{"shard": shard} for shard in shards]
         dataset: Any = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
         for pool in phase.pools:
@@ -135,7 +136,7 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
                     "fn": _do,
                     "fn_args": (uuid.uuid4().hex, layout, pool, fetch, watch.teller()),
                     "compute": TaskPoolStrategy(size),
-                    "max_retries": RETRIES,
+                    "max_retries": FOR_EVER,
                 }
             else:
                 how = {
@@ -156,36 +157,29 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
                     num_gpus=pool.gpus or None,
                     memory=pool.memory_gb * 1e9,
                 )
-        blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        _wait_for(lambda: deque(blocks, maxlen=0), watch)
-
-
-def _wait_for(work: Callable[[], Any], watch: Watch) -> None:
-    """Do something that ends when workers are done, unless it is seen that none works any more.
-
-    Raises:
-        ContractError, UserError: What a worker raised, as it raised it; or that the run stands still.
-    """
-    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-
-    def run() -> None:
         try:
-            work()
-            ended.put(None)
-        except BaseException as error:
-            ended.put(error)
-
-    # Ray's own calls wait without an end, and nothing but another thread can leave them.
-    threading.Thread(target=run, name="ray", daemon=True).start()
-    while True:
-        try:
-            error = ended.get(timeout=0.5)
-        except queue.Empty:
-            watch.check()
-            continue
-        if error is not None:
+            for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                pass
+        except Exception as error:
             raise _cause(error) from None
-        return
+
+
+@contextmanager
+def _watched(watch: Watch) -> Iterator[None]:
+    """Datasets that are made in the block look at each step of their execution whether anybody works."""
+    from ray.data import DataContext
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    class Look(ExecutionCallback):
+        def on_execution_step(self, executor: Any) -> None:
+            watch.check()
+
+    callbacks = DataContext.get_current().custom_execution_callback_classes
+    callbacks.append(Look)
+    try:
+        yield
+    finally:
+        callbacks.remove(Look)
 
 
 def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_news: OnNews) -> None:
@@ -204,7 +198,13 @@ def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_news: OnNe
                     layout, step, shards, teller.tell, lambda folder: RayTasks(folder, step.operator.needs().gpu)
                 )
 
-        _wait_for(lambda: ray.get(ray.remote(num_cpus=1, max_retries=RETRIES)(work).remote()), watch)
+        task = ray.remote(num_cpus=1, max_retries=RETRIES)(work).remote()
+        while not ray.wait([task], timeout=1.0)[0]:
+            watch.check()
+        try:
+            ray.get(task)
+        except Exception as error:
+            raise _cause(error) from None
 
 
 def _cpus_of_this_node() -> int:
@@ -226,7 +226,7 @@ class _Actors:
 
         node = next(self._nodes)
         where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)} if node else {}
-        return {"max_task_retries": RETRIES, **where}
+        return {"max_task_retries": FOR_EVER, **where}
 
 
 class _PoolWorker:
@@ -235,11 +235,14 @@ class _PoolWorker:
     def __init__(self, layout: Layout, pool: Pool, fetch: Fetcher, teller: Callable[[], Teller]) -> None:
         use_threads()
         self._worker = ShardWorker(layout, pool.positions, fetch, pool.threads)
+        self._positions = pool.positions
         self._teller = teller()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        with self._teller.at_work():
-            for shard in block.column("shard").to_pylist():
+        for shard in block.column("shard").to_pylist():
+            with self._teller.at_work((self._positions, shard)) as begun:
+                if begun > RETRIES + 1:
+                    raise died_too_often()
                 self._worker.run(shard, self._teller.tell)
         return block
 

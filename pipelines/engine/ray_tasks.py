@@ -1,4 +1,4 @@
-"""Parts of a dataset step as Ray tasks: `operators.applying.tasks.Tasks` on the cluster that the step runs on."""
+"""Parts of a dataset step as Ray tasks: `operators.base.Tasks` on the cluster that the step runs on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class RayTasks:
     """Runs parts on the CPUs of the cluster that this process is connected to, or on its GPUs.
 
     Args:
-        folder: See `operators.applying.tasks.Tasks`.
+        folder: See `operators.base.Tasks`.
         gpu: Whether a part runs faster on a GPU; then each gets one, if the cluster has any.
     """
 
@@ -28,7 +28,7 @@ class RayTasks:
     def map(
         self, function: Callable[[Any, Any], Any], shared: Any, arguments: Iterable[Any]
     ) -> Iterator[tuple[int, Any]]:
-        """See `operators.applying.tasks.Tasks`. A task that waits for these gives its own CPU back while it does."""
+        """See `operators.base.Tasks`. A task that waits for these gives its own CPU back while it does."""
         import ray
 
         remote = ray.remote(num_cpus=1, num_gpus=self._gpus, max_retries=RETRIES)(_call)

@@ -12,7 +12,7 @@ from operators.applying.patience import Limits
 from operators.wording import counted
 from pipelines.engine.placement import Phase, place
 from pipelines.engine.receipts import News, OnNews
-from pipelines.resources import Resources, resources_here
+from pipelines.engine.resources import Resources, resources_here
 from pipelines.run_folder.layout import Layout
 from pipelines.run_folder.shards import Intake
 from pipelines.sources import Fetcher
@@ -38,6 +38,7 @@ class Options:
         workers: Upper bound of the workers of a pool.
         address: Of a Ray cluster; None for a local one.
         verbose: Let Ray's own messages through.
+        strict: Stop before any work where labels of the source are missing or refused.
         report: Write ``report.html`` at the end, unless the one that is there shows the same results.
         gpu_memory_gb: Of one GPU, where it cannot be asked or is shared; None to ask it.
         limits: How long to wait for what passes, and whether to go on without it.
@@ -50,6 +51,7 @@ class Options:
     address: str | None = None
     verbose: bool = False
     report: bool = False
+    strict: bool = False
     gpu_memory_gb: float | None = None
     limits: Limits = field(default_factory=Limits)
     ray: bool = False
@@ -152,8 +154,7 @@ def _local(options: Options, resources: Resources, reporter: Reporter) -> Iterat
 def _ray(options: Options, reporter: Reporter) -> Iterator[Runner]:
     where = options.address or os.environ.get("RAY_ADDRESS")
     reporter.note(f"runs on the Ray cluster at {where}" if where else "starting Ray on this machine")
-    from pipelines import ray_resources
-    from pipelines.engine import on_ray
+    from pipelines.engine import on_ray, ray_resources
 
     def run(segment: Segment) -> None:
         layout, steps = segment.layout, segment.steps

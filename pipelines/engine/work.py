@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
-from operators.applying.apply import THREADS, Job, Timing, Worker, apply, apply_together
+from operators.applying.apply import THREADS, Job, Timing, apply, apply_together
 from operators.applying.fetch_ahead import UNDER_WAY, FetchAhead
 from operators.applying.patience import Patience
 from operators.applying.shard_images import ShardImages
-from operators.base import OperatorError
+from operators.applying.worker import Worker
+from operators.errors import OperatorError
 from pipelines.engine.outages import Outage, stopped
 from pipelines.engine.receipts import Loading, OnNews, Partial, Receipt, receipt_of
 from pipelines.errors import UserError

@@ -15,8 +15,8 @@ import yaml
 from pipelines.config.pipeline import load_pipeline
 from pipelines.engine import runners
 from pipelines.engine.local import local_session
+from pipelines.engine.resources import Resources
 from pipelines.errors import UserError
-from pipelines.resources import Resources
 from pipelines.run import Options, run
 from tests.drawing import folder_of_images
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators.base import RowError
+from operators.errors import RowError
 from pipelines.sources import Fetcher, SourceError
 from tests.pipelines.sources.helpers import NASTY_NAMES, fetch_all, picture, scan, source_of, write
 
