@@ -120,7 +120,7 @@ def _summary(pipeline: Pipeline, layout: Layout, intake: Intake, arrived: Arrive
     state = state_of(layout, intake.shards)
     if layout.store.exists(SUMMARY_FILE):
         earlier = json.loads(layout.store.read(SUMMARY_FILE))
-        if earlier.get("state") == state and not earlier["outcome"].get("undone"):
+        if earlier.get("state") == state:
             return dict(earlier)
     summary = {"pipeline": pipeline.settings.name, "state": state, **summarise(layout, intake.shards)}
     problems = {"source_problems": intake.problems[:1000], "source_problem_count": len(intake.problems)}
