@@ -24,10 +24,11 @@ import pyarrow as pa
 from operators.applying.results import ContractError
 from operators.registry import is_built_in
 from pipelines.engine.dataset_steps import run_dataset_step
+from pipelines.engine.deaths import RETRIES, died_too_often
 from pipelines.engine.outages import AcceleratorLost
 from pipelines.engine.placement import Phase
 from pipelines.engine.ray_news import Teller, Watch, collected
-from pipelines.engine.ray_tasks import RETRIES, RayTasks
+from pipelines.engine.ray_tasks import RayTasks
 from pipelines.engine.receipts import OnNews
 from pipelines.engine.spread import Pool
 from pipelines.engine.work import ShardWorker, use_threads
@@ -39,11 +40,6 @@ from pipelines.steps import Step
 FOR_EVER = -1
 """What Ray is told of retries of a shard. It counts the seconds in which a lost node is not yet known to be lost as so
 many deaths; `_PoolWorker` counts how often a shard was really begun."""
-
-DIED = (
-    f"workers died {RETRIES + 1} times on the same work: out of memory, or a library crashed. What was finished is "
-    "kept. Try fewer --workers or a smaller `batch`; --inline shows the crash"
-)
 
 
 @contextmanager
@@ -58,6 +54,8 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
     if not verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Or a thread that still waits for something when a run is stopped would start a cluster of its own.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS")
@@ -80,7 +78,8 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
         _quiet(verbose)
         yield
     finally:
-        ray.shutdown()
+        with _no_stderr(not verbose):
+            ray.shutdown()
 
 
 def _start_local(cpus: int | None, common: dict[str, Any]) -> None:
@@ -244,7 +243,7 @@ class _PoolWorker:
         for shard in block.column("shard").to_pylist():
             with self._teller.at_work((self._positions, shard)) as begun:
                 if begun > RETRIES + 1:
-                    raise UserError(DIED)
+                    raise died_too_often()
                 try:
                     self._worker.run(shard, self._teller.tell)
                 except AcceleratorLost:
@@ -300,7 +299,7 @@ def _cause(error: BaseException) -> BaseException:
         if isinstance(seen, (ContractError, UserError)):
             return seen
         if isinstance(seen, (RayActorError, WorkerCrashedError)):
-            return UserError(DIED)
+            return died_too_often()
         inner = getattr(seen, "cause", None)
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     return error

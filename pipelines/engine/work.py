@@ -21,7 +21,7 @@ from operators.applying.worker import Worker
 from operators.errors import OperatorError
 from pipelines.engine.outages import Outage, stopped
 from pipelines.engine.provisional import Earlier, earlier, is_provisional, is_undone
-from pipelines.engine.receipts import OnNews, Partial, Receipt, receipt_of
+from pipelines.engine.receipts import Loading, OnNews, Partial, Receipt, receipt_of
 from pipelines.errors import UserError
 from pipelines.run_folder.layout import Layout, active_rows, column_of
 from pipelines.run_folder.shards import read_shard
@@ -80,6 +80,8 @@ class ShardWorker:
                 waiting.append(step)
         if waiting:
             for step in waiting:
+                if step.position not in self._workers and step.operator.needs().memory_gb:
+                    tell(Loading(step.name, time.time()))
                 self._worker(step)
             work = _Shard(self._layout, shard, self._fetch, self._cache_bytes, self._ahead)
             order = list(waves(waiting))

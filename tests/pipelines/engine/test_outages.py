@@ -177,13 +177,13 @@ def test_a_server_that_asks_for_a_pause_gets_it(server: FlakyServer, undisturbed
     assert results("run") == undisturbed
 
 
-@pytest.mark.parametrize("ray", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("where", ["inline", "local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_dead_server_stops_the_run_and_the_command_goes_on_later(
-    server: FlakyServer, undisturbed: dict[str, str], ray: bool
+    server: FlakyServer, undisturbed: dict[str, str], where: str
 ) -> None:
     server.trouble = lambda path, before: Answer() if path >= "/04.png" else None
     file = write_pipeline(server)
-    options = {"inline": not ray, "workers": 1}
+    options = {"inline": False, "workers": 1, where: True}
     with pytest.raises(Outage, match=r"step 'brightness' is stopped: \d+ of its latest \d+ images .*--keep-going"):
         go(file, **options)
     assert len(logged("bright.log")) == 4
@@ -373,14 +373,14 @@ def test_a_lost_gpu_ends_a_run_in_one_process_with_the_reason() -> None:
     assert go(file)["outcome"]["kept"] == 9
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("where", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("always", [False, True])
-def test_under_ray_another_process_does_the_shard_of_a_lost_gpu(always: bool) -> None:
+def test_another_process_does_the_shard_of_a_lost_gpu(where: str, always: bool) -> None:
     marker = "" if always else str(Path("lost").absolute())
     file = local_pipeline(9, {"tests.toys:LosesGpu": {"lose_at": 6, "marker": marker}})
     if always:
         with pytest.raises(AcceleratorLost, match="an illegal memory access"):
-            go(file, inline=False, workers=2)
+            go(file, **{"inline": False, "workers": 2, where: True})
         return
-    assert go(file, inline=False, workers=2)["outcome"]["kept"] == 9
+    assert go(file, **{"inline": False, "workers": 2, where: True})["outcome"]["kept"] == 9
     assert Path("lost").exists()

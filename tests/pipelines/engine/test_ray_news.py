@@ -134,7 +134,7 @@ def go(*steps: dict[str, Any]) -> list[int]:
     ]
     document = {"name": "slow", "source": {"folder": "data"}, "output": "run", "shard_size": 6, "steps": told}
     Path("p.yaml").write_text(yaml.safe_dump(document))
-    summary = run(load_pipeline("p.yaml"), Options(workers=1), TerminalReporter())
+    summary = run(load_pipeline("p.yaml"), Options(workers=1, ray=True), TerminalReporter())
     assert summary["outcome"]["kept"] == 6
     return logged(log)
 
