@@ -156,6 +156,10 @@ class Operator(ABC):
         """What one worker occupies."""
         return Needs()
 
+    def libraries(self) -> tuple[str, ...]:
+        """Modules that `load` imports, for whoever wants to import them early. They must start no thread for it."""
+        return ()
+
     def digest(self) -> str:
         """Identifies whatever else its results depend on, such as model weights. Must not load the model."""
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 from typing import Annotated
@@ -30,7 +31,13 @@ def run(
     context: typer.Context,
     pipeline: PipelineFile,
     set_: Overrides = None,
-    inline: Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")] = False,
+    inline: Annotated[bool, typer.Option("--inline", help="Run in this process alone, for debugging.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Run in processes of this machine; what is done where nothing is said.")
+    ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Run on Ray: the cluster of --address or RAY_ADDRESS, else a local one.")
+    ] = False,
     workers: Workers = None,
     address: Address = None,
     gpu_memory: GpuMemory = None,
@@ -64,17 +71,34 @@ def run(
     from operators.applying.results import ContractError
     from operators.secrets import hide
     from pipelines.config.pipeline import load_pipeline
+    from pipelines.engine.local import end_early, prepare, start_early
     from pipelines.engine.outages import EXIT_UNDONE, undone_line
     from pipelines.engine.terminal import TerminalReporter
     from pipelines.run import Options
     from pipelines.run import run as run_pipeline
 
-    loaded = load_pipeline(pipeline, set_)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
+    if inline + local + ray > 1 or (address and (inline or local)):
+        raise typer.BadParameter("--inline, --local and --ray (or --address) say where to run; give one of them")
     reporter = TerminalReporter(console(stderr=as_json))
+    limits = Limits(patience, keep_going)
+    options = Options(
+        inline,
+        workers,
+        address,
+        verbose,
+        report=report,
+        strict=strict,
+        gpu_memory_gb=gpu_memory,
+        limits=limits,
+        ray=ray,
+        local=local,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
     try:
-        limits = Limits(patience, keep_going)
-        options = Options(inline, workers, address, verbose, report, strict, gpu_memory, limits)
+        if not (inline or ray or address or os.environ.get("RAY_ADDRESS")):
+            start_early()
+        loaded = load_pipeline(pipeline, set_)
+        prepare(loaded.steps)
         summary = run_pipeline(loaded, options, reporter)
     except KeyboardInterrupt:
         reporter.close()
@@ -86,13 +110,14 @@ def run(
         raise typer.Exit(1) from error if verbose else None
     finally:
         reporter.close()
+        end_early()
     if as_json:
         typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
     else:
         reporter.finished(summary, loaded.settings.output)
     undone = undone_line(summary)
     if undone is not None:
-        typer.echo(f"{undone}: {command_line(context)}", err=True)
+        typer.echo(f"{undone}: {hide(command_line(context))}", err=True)
         raise typer.Exit(EXIT_UNDONE)
 
 

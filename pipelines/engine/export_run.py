@@ -256,6 +256,9 @@ def _fingerprint(pipeline: Pipeline, layout: Layout, shards: dict[int, int], cla
         "steps": [step.fingerprint for step in layout.steps],
         "shards": sorted(shards.items()),
     }
+    provisional = layout.provisional_state()
+    if provisional:
+        content["provisional"] = provisional
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -86,10 +86,13 @@ def export_classes(pipeline: Pipeline, layout: Layout, shards: dict[int, int], s
 
 def state_of(layout: Layout, shards: dict[int, int]) -> str:
     """Identifies what a run's results are, to see whether anything changed."""
-    content = json.dumps(
-        [[step.fingerprint for step in layout.steps], [step.name for step in layout.steps], sorted(shards.items())]
-    )
-    return hashlib.sha256(content.encode()).hexdigest()
+    content: list[Any] = [
+        [step.fingerprint for step in layout.steps],
+        [step.name for step in layout.steps],
+        sorted(shards.items()),
+    ]
+    provisional = layout.provisional_state()
+    return hashlib.sha256(json.dumps([*content, provisional] if provisional else content).encode()).hexdigest()
 
 
 def reopen(folder: str) -> tuple[Pipeline, Layout, dict[int, int]]:
