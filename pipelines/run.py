@@ -11,6 +11,7 @@ from typing import Any
 from operators.errors import OperatorError
 from pipelines.config.pipeline import Pipeline
 from pipelines.engine.export_run import export_all
+from pipelines.engine.outages import patient
 from pipelines.engine.placement import segments
 from pipelines.engine.receipts import News, Receipt
 from pipelines.engine.runners import Options as Options
@@ -89,7 +90,7 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
 
     summary = _summary(pipeline, layout, intake, arrived)
     classes = export_classes(pipeline, layout, intake.shards, source)
-    summary["exports"] = export_all(pipeline, layout, intake.shards, classes, fetch)
+    summary["exports"] = export_all(pipeline, layout, intake.shards, classes, patient(fetch, options.limits))
     write_json(layout, SUMMARY_FILE, summary)
     if options.report:
         from pipelines.report.write import write_report

@@ -21,13 +21,12 @@ from pipelines.errors import UserError
 from pipelines.exports import exporter
 from pipelines.exports.base import Exporter
 from pipelines.exports.columns import export_labels, find_column, made_of_source, models_used, raw_problem, raw_step
-from pipelines.exports.dataset import Dataset, ExportError, ExportImage
+from pipelines.exports.dataset import Dataset, ExportError, ExportImage, Fetch
 from pipelines.exports.files import Output
 from pipelines.run_folder.layout import Layout, column_of
 from pipelines.run_folder.outcomes import outcomes
 from pipelines.run_folder.shards import read_shard
 from pipelines.run_folder.store import TEMPORARY
-from pipelines.sources import Fetcher
 from pipelines.steps import ColumnError, Input, Step, resolve
 
 MARKER = "export.json"
@@ -37,7 +36,7 @@ REVIEWED = "reviewed_at"
 
 
 def export_all(
-    pipeline: Pipeline, layout: Layout, shards: dict[int, int], classes: list[str], fetch: Fetcher
+    pipeline: Pipeline, layout: Layout, shards: dict[int, int], classes: list[str], fetch: Fetch
 ) -> list[dict[str, Any]]:
     """Write every export that is not there yet.
 
@@ -72,7 +71,7 @@ def export_all(
 
 
 def _write(
-    pipeline: Pipeline, layout: Layout, shards: dict[int, int], classes: list[str], export: Export, fetch: Fetcher
+    pipeline: Pipeline, layout: Layout, shards: dict[int, int], classes: list[str], export: Export, fetch: Fetch
 ) -> dict[str, Any]:
     store, name = layout.store, f"exports/{export.name}"
     writer = exporter(export.name)(export.params)
@@ -149,7 +148,7 @@ def _wanted(
             left_out[image.label_state] += 1
 
 
-def export_images(pipeline: Pipeline, layout: Layout, shards: dict[int, int], fetch: Fetcher) -> Iterator[ExportImage]:
+def export_images(pipeline: Pipeline, layout: Layout, shards: dict[int, int], fetch: Fetch) -> Iterator[ExportImage]:
     """The images that every step kept, in order of image_id, with what the run says of them."""
     steps, wanted = layout.steps, pipeline.columns
     labels = export_labels(steps, wanted.labels)
