@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from operators.applying.patience import Limits, Patience, StopError, passes
-from operators.moment import Kind, kind_of
-from operators.wording import counted
-from pipelines.errors import UserError
-from pipelines.steps import Step
+from labelmill.operators.applying.patience import Limits, Patience, StopError, passes
+from labelmill.operators.moment import Kind, kind_of
+from labelmill.operators.wording import counted
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.steps import Step
 
 KEPT = "What was finished is kept"
 
