@@ -26,8 +26,8 @@ from pipelines.serve.urls import fetch_image, is_public
         "100.64.0.1",
         "224.0.0.1",
         "255.255.255.255",
-    ]
-    + ["::", "::1", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"],
+        *["::", "::1", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"],
+    ],
 )
 def test_addresses_that_are_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
