@@ -107,9 +107,12 @@ class Operator(ABC):
         name: The word used in a pipeline.
         version: Raised by whoever changes what the operator computes; part of the step's fingerprint.
         decides: Whether its decisions can drop images that an earlier step kept.
+        labels: What its detections are, if it writes any. ``decided``: what an export may take for labels. ``raw``:
+            everything from a low score up, about which a step must still decide. ``as read``: as those that it reads.
     """
 
     name: ClassVar[str] = ""
+    labels: ClassVar[Literal["decided", "raw", "as read"]] = "decided"
     version: ClassVar[int] = 1
     decides: ClassVar[bool] = False
 
@@ -152,6 +155,10 @@ class Operator(ABC):
     def needs(self) -> Needs:
         """What one worker occupies."""
         return Needs()
+
+    def libraries(self) -> tuple[str, ...]:
+        """Modules that `load` imports, for whoever wants to import them early. They must start no thread for it."""
+        return ()
 
     def digest(self) -> str:
         """Identifies whatever else its results depend on, such as model weights. Must not load the model."""

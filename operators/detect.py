@@ -111,6 +111,7 @@ class Detect(LabelOperator):
     """
 
     name = "detect"
+    labels = "raw"
 
     class Params(ModelParams):
         """What to look with, and how.

@@ -113,6 +113,7 @@ class Pipeline(ImageOperator):
     """
 
     name = "pipeline"
+    labels = "raw"
 
     class Params(OperatorParams):
         """Which task, which model, and its arguments.

@@ -68,6 +68,7 @@ class Segment(LabelOperator):
     """
 
     name = "segment"
+    labels = "as read"
 
     class Params(ModelParams):
         """What to segment with, and what.

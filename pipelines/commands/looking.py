@@ -38,8 +38,12 @@ def explain(
 @user_errors
 def evaluate(
     truth: Annotated[
-        Path,
-        typer.Option(metavar="PATH", help="A COCO file, or a folder such as OUT/truth that `labelmill world` writes."),
+        str,
+        typer.Option(
+            metavar="PATH",
+            help="Labels of any kind that a source can be (COCO, data.yaml, a folder, …), a folder such as OUT/truth "
+            "that `labelmill world` writes, another run, or a run that was reviewed.",
+        ),
     ],
     run: RunArgument = None,
     calibrate: Annotated[

@@ -64,6 +64,9 @@ Overrides = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Labels of the source that are missing altogether, or refused, are an error.")
+]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="At most so many workers in a pool; also the CPUs of a local Ray.")
 ]

@@ -24,9 +24,11 @@ import pyarrow as pa
 from operators.applying.results import ContractError
 from operators.registry import is_built_in
 from pipelines.engine.dataset_steps import run_dataset_step
+from pipelines.engine.deaths import RETRIES, died_too_often
+from pipelines.engine.outages import AcceleratorLost
 from pipelines.engine.placement import Phase
 from pipelines.engine.ray_news import Teller, Watch, collected
-from pipelines.engine.ray_tasks import RETRIES, RayTasks
+from pipelines.engine.ray_tasks import RayTasks
 from pipelines.engine.receipts import OnNews
 from pipelines.engine.spread import Pool
 from pipelines.engine.work import ShardWorker, use_threads
@@ -34,6 +36,10 @@ from pipelines.errors import UserError
 from pipelines.run_folder.layout import Layout
 from pipelines.sources import Fetcher
 from pipelines.steps import Step
+
+FOR_EVER = -1
+"""What Ray is told of retries of a shard. It counts the seconds in which a lost node is not yet known to be lost as so
+many deaths; `_PoolWorker` counts how often a shard was really begun."""
 
 
 @contextmanager
@@ -48,6 +54,8 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
     if not verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Or a thread that still waits for something when a run is stopped would start a cluster of its own.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS")
@@ -70,7 +78,8 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
         _quiet(verbose)
         yield
     finally:
-        ray.shutdown()
+        with _no_stderr(not verbose):
+            ray.shutdown()
 
 
 def _start_local(cpus: int | None, common: dict[str, Any]) -> None:
@@ -128,7 +137,7 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
                     "fn": _do,
                     "fn_args": (uuid.uuid4().hex, layout, pool, fetch, watch.teller()),
                     "compute": TaskPoolStrategy(size),
-                    "max_retries": RETRIES,
+                    "max_retries": FOR_EVER,
                 }
             else:
                 how = {
@@ -218,7 +227,7 @@ class _Actors:
 
         node = next(self._nodes)
         where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)} if node else {}
-        return {"max_task_retries": RETRIES, **where}
+        return {"max_task_retries": FOR_EVER, **where}
 
 
 class _PoolWorker:
@@ -227,12 +236,20 @@ class _PoolWorker:
     def __init__(self, layout: Layout, pool: Pool, fetch: Fetcher, teller: Callable[[], Teller]) -> None:
         use_threads()
         self._worker = ShardWorker(layout, pool.positions, fetch, pool.threads)
+        self._positions = pool.positions
         self._teller = teller()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        with self._teller.at_work():
-            for shard in block.column("shard").to_pylist():
-                self._worker.run(shard, self._teller.tell)
+        for shard in block.column("shard").to_pylist():
+            with self._teller.at_work((self._positions, shard)) as begun:
+                if begun > RETRIES + 1:
+                    raise died_too_often()
+                try:
+                    self._worker.run(shard, self._teller.tell)
+                except AcceleratorLost:
+                    if begun > RETRIES:
+                        raise
+                    os._exit(1)  # another process can use the GPU again: Ray starts one and gives it this shard
         return block
 
 
@@ -282,10 +299,7 @@ def _cause(error: BaseException) -> BaseException:
         if isinstance(seen, (ContractError, UserError)):
             return seen
         if isinstance(seen, (RayActorError, WorkerCrashedError)):
-            return UserError(
-                f"workers died {RETRIES + 1} times on the same work: out of memory, or a library crashed. What "
-                "was finished is kept. Try fewer --workers or a smaller `batch`; --inline shows the crash"
-            )
+            return died_too_often()
         inner = getattr(seen, "cause", None)
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     return error

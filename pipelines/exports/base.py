@@ -7,22 +7,35 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.exports.dataset import Dataset, ExportSummary
+from pipelines.exports.dataset import Dataset, ExportImage, ExportSummary
 
 if TYPE_CHECKING:
     from pipelines.exports.files import Output
 
 
-class ExportParams(BaseModel):
+class LabelParams(BaseModel):
+    """What becomes of images that nobody looked at, and of those with labels that could not be taken.
+
+    Attributes:
+        unread: `leave_out`, or `background`: take them as images with nothing on them.
+        refused: `leave_out`, or `rest`: write them with those of their labels that could be taken.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    unread: Literal["leave_out", "background"] = "leave_out"
+    refused: Literal["leave_out", "rest"] = "leave_out"
+
+
+class ExportParams(LabelParams):
     """Parameters of every export.
 
     Attributes:
+        unread, refused: See `LabelParams`.
         images: `link` makes hard links to originals on the same disk and copies others; `copy` copies all of them, for
             a dataset that will be edited in place, since a link and its original are one file; `none` writes labels
             only. Bytes are never re-encoded.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     images: Literal["link", "copy", "none"] = "link"
 
@@ -33,10 +46,13 @@ class Exporter(ABC):
     Attributes:
         name: What a pipeline calls it.
         version: Raised when the same input gives other files, so that a finished run writes them anew.
+        images_alone: When images that nobody looked at are written as such: ``always`` as tasks for people; for
+            training only ``where nobody looked at any``, so that it is a set of images; or ``never``.
     """
 
     name: ClassVar[str] = ""
     version: ClassVar[int] = 1
+    images_alone: ClassVar[Literal["always", "where nobody looked at any", "never"]] = "never"
 
     class Params(ExportParams):
         pass
@@ -50,6 +66,10 @@ class Exporter(ABC):
         Where ``class`` is among them, `write` is handed the classes of images, not those of objects.
         """
         return ()
+
+    def labelled(self, image: ExportImage) -> bool:
+        """Whether the format says all that it should of an image, though its objects may be unread."""
+        return "class" in self.needs() or image.label_state == "read"
 
     @abstractmethod
     def write(self, dataset: Dataset, out: Output) -> ExportSummary:

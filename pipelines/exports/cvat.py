@@ -41,13 +41,14 @@ class Cvat(Exporter):
     """
 
     name = "cvat"
+    images_alone = "always"
 
     class Params(ExportParams):
         """Parameters of the CVAT export."""
 
     def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`."""
-        tally = Tally(dataset.classes, dataset.splits)
+        tally = Tally(dataset.classes, dataset.splits, left_out=dataset.left_out)
         word_label = free_name(WORD, dataset.classes)
         tags: set[str] = set()
         words = captions = 0

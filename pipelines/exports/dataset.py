@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.errors import UserError
@@ -39,6 +40,8 @@ class ExportImage:
         words: Dicts of `operators.read.WORD`; None where nobody looked for words.
         caption: A sentence about the image, if there is one.
         image_class: The class of the image as a whole, if there is one.
+        label_state: One of `operators.columns.schemas.LABEL_STATES`. Only of an image that is ``read`` do `detections`
+            say what is there, and what is not.
     """
 
     image_id: int
@@ -52,6 +55,7 @@ class ExportImage:
     words: list[dict[str, Any]] | None = None
     caption: str | None = None
     image_class: str | None = None
+    label_state: str = "read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class Dataset:
         provenance: Where the dataset came from and how it was made, as JSON values. ``licences``, a list of names or
             URLs, goes where the format has a place for it. ``models`` lists the models that made the labels, as
             `pipelines.exports.columns.models_used` gives them.
+        left_out: Images that are not among them because nobody knows what is on them, by the state of their labels.
     """
 
     images: Iterator[ExportImage]
@@ -73,6 +78,7 @@ class Dataset:
     splits: list[str]
     fetch: Fetch
     provenance: dict[str, Any]
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def checked(self) -> Iterator[ExportImage]:
         """The images, each checked against what is promised of them.

@@ -47,13 +47,14 @@ class FiftyOne(Exporter):
     """
 
     name = "fiftyone"
+    images_alone = "always"
 
     class Params(ExportParams):
         """Parameters of the FiftyOne export."""
 
     def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`."""
-        tally = Tally(dataset.classes, dataset.splits)
+        tally = Tally(dataset.classes, dataset.splits, left_out=dataset.left_out)
         seen: set[str] = set()
         with out.open("samples.json") as file:
             samples = JsonList(file, b'{"samples": [', b"]}\n")

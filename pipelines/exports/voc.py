@@ -46,7 +46,7 @@ class Voc(Exporter):
 
     def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`."""
-        tally = Tally(dataset.classes, dataset.splits)
+        tally = Tally(dataset.classes, dataset.splits, left_out=dataset.left_out)
         masks = others = 0
         names = _sets(dataset.splits)
         database = str(dataset.provenance.get("pipeline") or "labelmill")

@@ -28,7 +28,7 @@ def write_classes(dataset: Dataset, out: Output, mode: Literal["link", "copy"], 
         mode: See `pipelines.exports.files.Output.place`.
         made: Sentences for the card.
     """
-    tally, readable = Tally(dataset.classes, dataset.splits), Readable()
+    tally, readable = Tally(dataset.classes, dataset.splits, left_out=dataset.left_out), Readable()
     folders = class_folders(dataset.classes)
     with out:
         for image in dataset.checked():

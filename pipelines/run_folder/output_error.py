@@ -17,7 +17,7 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-class OutputError(UserError):
+class OutputError(UserError, OSError):
     """The output cannot be written or read; says why, and what to do."""
 
     exit_status = 1

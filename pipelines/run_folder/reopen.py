@@ -12,7 +12,7 @@ from operators.ontology import Ontology
 from pipelines.config.pipeline import Pipeline, build_pipeline
 from pipelines.config.yaml_file import parse_yaml
 from pipelines.errors import UserError
-from pipelines.exports.columns import labels_column
+from pipelines.exports.columns import export_labels
 from pipelines.run_folder.layout import Layout, column_of
 from pipelines.run_folder.shards import known_shards
 from pipelines.run_folder.store import Store
@@ -68,7 +68,7 @@ def write_pipeline(pipeline: Pipeline, store: Store) -> None:
 
 def export_classes(pipeline: Pipeline, layout: Layout, shards: dict[int, int], source: Source) -> list[str]:
     """Class names of the exported labels, in the order of their ids: the ontology's, the source's, or by name."""
-    labels = labels_column(layout.steps, pipeline.labels)
+    labels = export_labels(layout.steps, pipeline.labels)
     ontology = pipeline.settings.ontology
     if labels.step is not None:
         own = getattr(layout.steps[labels.step].operator.params, "ontology", None)
@@ -86,10 +86,13 @@ def export_classes(pipeline: Pipeline, layout: Layout, shards: dict[int, int], s
 
 def state_of(layout: Layout, shards: dict[int, int]) -> str:
     """Identifies what a run's results are, to see whether anything changed."""
-    content = json.dumps(
-        [[step.fingerprint for step in layout.steps], [step.name for step in layout.steps], sorted(shards.items())]
-    )
-    return hashlib.sha256(content.encode()).hexdigest()
+    content: list[Any] = [
+        [step.fingerprint for step in layout.steps],
+        [step.name for step in layout.steps],
+        sorted(shards.items()),
+    ]
+    provisional = layout.provisional_state()
+    return hashlib.sha256(json.dumps([*content, provisional] if provisional else content).encode()).hexdigest()
 
 
 def reopen(folder: str) -> tuple[Pipeline, Layout, dict[int, int]]:

@@ -11,7 +11,7 @@ import yaml
 
 from pipelines.config.pipeline import load_pipeline
 from pipelines.engine import ray_news
-from pipelines.engine.ray_news import Teller, Watch
+from pipelines.engine.ray_news import Line, Teller, Watch
 from pipelines.engine.receipts import Partial, Receipt
 from pipelines.engine.terminal import TerminalReporter
 from pipelines.errors import UserError
@@ -20,13 +20,18 @@ from tests.drawing import folder_of_images
 from tests.toys import logged
 
 
-class Mailbox:
+class Mailbox(Line):
     """What was sent, message by message."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[list[Any], bool]] = []
+        self._kept = ray_news._Collector()
 
-    def __call__(self, news: list[Any], busy: bool) -> None:
+    def begin(self, work: Any) -> int:
+        return self._kept.begin(work)
+
+    def add(self, news: list[Any], busy: bool, ended: Any) -> None:
+        self._kept.add(news, busy, ended)
         self.messages.append((news, busy))
 
 
@@ -68,6 +73,17 @@ def test_a_worker_that_computes_differs_from_one_that_waits() -> None:
     with teller.at_work(waits=True):
         time.sleep(0.5)
     assert any(busy for _, busy in sent.messages)
+
+
+def test_work_that_was_begun_and_not_ended_is_counted() -> None:
+    line = Mailbox()
+    assert [line.begin(((0, 1), 7)) for _ in range(2)] == [1, 2], "two workers died on it"
+    with Teller(line, 60).at_work(((0, 1), 7)) as times:
+        assert times == 3
+    with Teller(line, 60).at_work(((0, 1), 7)) as times:
+        assert times == 1, "one has ended it"
+    with Teller(line, 60).at_work(((0, 1), 8)) as times:
+        assert times == 1
 
 
 @pytest.mark.parametrize(
@@ -118,7 +134,7 @@ def go(*steps: dict[str, Any]) -> list[int]:
     ]
     document = {"name": "slow", "source": {"folder": "data"}, "output": "run", "shard_size": 6, "steps": told}
     Path("p.yaml").write_text(yaml.safe_dump(document))
-    summary = run(load_pipeline("p.yaml"), Options(workers=1), TerminalReporter())
+    summary = run(load_pipeline("p.yaml"), Options(workers=1, ray=True), TerminalReporter())
     assert summary["outcome"]["kept"] == 6
     return logged(log)
 
