@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import _model_cards, _pipeline_files, user_errors
+from labelmill.pipelines.commands.options import _model_cards, _pipeline_files, user_errors
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -73,7 +73,7 @@ def serve(
     """
     from importlib.util import find_spec
 
-    from pipelines.errors import UserError
+    from labelmill.pipelines.errors import UserError
 
     missing = [
         name for name in ("fastapi", "uvicorn", "prometheus_client", "python_multipart") if find_spec(name) is None
@@ -83,12 +83,12 @@ def serve(
             f"labelmill serve needs {', '.join(missing)}, which is not installed; run "
             "`pip install --editable '.[serve]'` in labelmill's folder"
         )
-    from operators.images.decoded import MAX_PIXELS
-    from pipelines.engine.work import use_threads
-    from pipelines.serve.app import create_app
-    from pipelines.serve.listen import listen
-    from pipelines.serve.ontologies import read_ontology
-    from pipelines.serve.settings import MEGABYTE, Settings
+    from labelmill.operators.images.decoded import MAX_PIXELS
+    from labelmill.pipelines.engine.work import use_threads
+    from labelmill.pipelines.serve.app import create_app
+    from labelmill.pipelines.serve.listen import listen
+    from labelmill.pipelines.serve.ontologies import read_ontology
+    from labelmill.pipelines.serve.settings import MEGABYTE, Settings
 
     keys = tuple(word for given in key or [] for word in given.split() if word)
     if host not in LOOPBACK and not keys:

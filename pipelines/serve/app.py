@@ -13,14 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from operators.ontology import Ontology
-from pipelines.serve.bodies import SCHEMAS, answer
-from pipelines.serve.errors import ApiError
-from pipelines.serve.middleware import Limits
-from pipelines.serve.routes import basics, clip, detection, registry
-from pipelines.serve.server import Server
-from pipelines.serve.settings import Settings
-from pipelines.serve.work import told
+from labelmill.operators.ontology import Ontology
+from labelmill.pipelines.serve.bodies import SCHEMAS, answer
+from labelmill.pipelines.serve.errors import ApiError
+from labelmill.pipelines.serve.middleware import Limits
+from labelmill.pipelines.serve.routes import basics, clip, detection, registry
+from labelmill.pipelines.serve.server import Server
+from labelmill.pipelines.serve.settings import Settings
+from labelmill.pipelines.serve.work import told
 
 log = logging.getLogger("labelmill.serve")
 

@@ -11,9 +11,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from operators.moment import kind_of
-from pipelines.serve.metrics import Metrics
-from pipelines.serve.work import Work, told
+from labelmill.operators.moment import kind_of
+from labelmill.pipelines.serve.metrics import Metrics
+from labelmill.pipelines.serve.work import Work, told
 
 log = logging.getLogger("labelmill.serve")
 

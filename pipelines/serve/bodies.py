@@ -12,8 +12,8 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pipelines.serve.errors import ApiError
-from pipelines.serve.images import upload
+from labelmill.pipelines.serve.errors import ApiError
+from labelmill.pipelines.serve.images import upload
 
 Body = TypeVar("Body", bound="RequestBody")
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipelines.serve.errors import busy
+from labelmill.pipelines.serve.errors import busy
 
 
 class Budget:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from operators.secrets import hide
+from labelmill.operators.secrets import hide
 
 
 class ApiError(Exception):

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.errors import RowError
-from operators.images.decoded import DecodedImage, decode, image_size
-from operators.moment import kind_of
-from pipelines.serve.budget import Budget
-from pipelines.serve.errors import ApiError, busy
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.decoded import DecodedImage, decode, image_size
+from labelmill.operators.moment import kind_of
+from labelmill.pipelines.serve.budget import Budget
+from labelmill.pipelines.serve.errors import ApiError, busy
 
 UPLOAD = "upload"
 

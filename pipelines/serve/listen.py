@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from operators.secrets import hide
+from labelmill.operators.secrets import hide
 
 
 class JsonLines(logging.Formatter):

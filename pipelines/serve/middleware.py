@@ -12,11 +12,11 @@ from typing import Any
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.serve.budget import Budget
-from pipelines.serve.errors import ApiError
-from pipelines.serve.metrics import Metrics
-from pipelines.serve.settings import Settings
-from pipelines.serve.work import told
+from labelmill.pipelines.serve.budget import Budget
+from labelmill.pipelines.serve.errors import ApiError
+from labelmill.pipelines.serve.metrics import Metrics
+from labelmill.pipelines.serve.settings import Settings
+from labelmill.pipelines.serve.work import told
 
 log = logging.getLogger("labelmill.serve")
 

@@ -11,18 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from operators.applying.memory import free_memory
-from operators.errors import OperatorError
-from operators.models.card import ModelCard
-from operators.models.weights import verify
-from pipelines.config.cards import card_files, find_card
-from pipelines.errors import UserError, nearest
-from pipelines.serve.batcher import Batcher
-from pipelines.serve.errors import ApiError, busy
-from pipelines.serve.metrics import Metrics
-from pipelines.serve.parts import load_part
-from pipelines.serve.settings import Settings
-from pipelines.serve.work import Work
+from labelmill.operators.applying.memory import free_memory
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models.card import ModelCard
+from labelmill.operators.models.weights import verify
+from labelmill.pipelines.config.cards import card_files, find_card
+from labelmill.pipelines.errors import UserError, nearest
+from labelmill.pipelines.serve.batcher import Batcher
+from labelmill.pipelines.serve.errors import ApiError, busy
+from labelmill.pipelines.serve.metrics import Metrics
+from labelmill.pipelines.serve.parts import load_part
+from labelmill.pipelines.serve.settings import Settings
+from labelmill.pipelines.serve.work import Work
 
 log = logging.getLogger("labelmill.serve")
 

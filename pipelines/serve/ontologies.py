@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from operators.ontology import Ontology
-from pipelines.config.yaml_file import read_yaml
-from pipelines.errors import UserError
+from labelmill.operators.ontology import Ontology
+from labelmill.pipelines.config.yaml_file import read_yaml
+from labelmill.pipelines.errors import UserError
 
 
 def read_ontology(path: str) -> Ontology:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from operators.models.card import Dtype, ModelCard
-from pipelines.serve.errors import ApiError
-from pipelines.serve.settings import Settings
-from pipelines.serve.work import OperatorWork, TextWork
+from labelmill.operators.models.card import Dtype, ModelCard
+from labelmill.pipelines.serve.errors import ApiError
+from labelmill.pipelines.serve.settings import Settings
+from labelmill.pipelines.serve.work import OperatorWork, TextWork
 
 if TYPE_CHECKING:
-    from pipelines.serve.models import Models
+    from labelmill.pipelines.serve.models import Models
 
 TASKS = ("embedding", "detection", "segmentation", "text-detection", "ocr", "gaze", "image-text-to-text")
 """What the server can do something with."""
@@ -20,7 +20,7 @@ class Embedding:
     """Both sides of an embedding model; the text side is loaded when a text comes."""
 
     def __init__(self, card: ModelCard, dtype: Dtype, batch: int | None) -> None:
-        from operators.embed import Embed
+        from labelmill.operators.embed import Embed
 
         operator = Embed(Embed.Params(model=card, dtype=dtype))
         operator.load()
@@ -33,8 +33,8 @@ class Embedding:
         Raises:
             ApiError: 400, the model has none.
         """
-        from operators.engines.embedding import encoder
-        from operators.errors import OperatorError
+        from labelmill.operators.engines.embedding import encoder
+        from labelmill.operators.errors import OperatorError
 
         if self._texts is None:
             try:
@@ -60,23 +60,23 @@ def load_part(card: ModelCard, settings: Settings, models: Models) -> Any:
     if card.task == "embedding":
         return Embedding(card, dtype, settings.batch)
     if card.task == "detection":
-        from operators.detect import engine
+        from labelmill.operators.detect import engine
 
         return engine(card, dtype)
     if card.task == "image-text-to-text":
-        from operators.engines.image_text_to_text import answerer
+        from labelmill.operators.engines.image_text_to_text import answerer
 
         return answerer.answerer(card, dtype)
     if card.task == "segmentation":
-        from operators.segment import Segment
+        from labelmill.operators.segment import Segment
 
         operator = Segment(Segment.Params(model=card, dtype=dtype))
     elif card.task == "gaze":
-        from operators.gaze import Gaze
+        from labelmill.operators.gaze import Gaze
 
         operator = Gaze(Gaze.Params(model=card, dtype=dtype))
     elif card.task in ("text-detection", "ocr"):
-        from operators.read import Read
+        from labelmill.operators.read import Read
 
         operator = Read(Read.Params(model=card, recognition=_recognition(card, models), dtype=dtype))
     else:
@@ -87,7 +87,7 @@ def load_part(card: ModelCard, settings: Settings, models: Models) -> Any:
 
 def _recognition(card: ModelCard, models: Models) -> ModelCard | None:
     """The card that reads the words which this one finds; None for one that does both."""
-    from operators.engines.text import reader
+    from labelmill.operators.engines.text import reader
 
     if reader.TASKS.get(card.task) != "doctr":
         return None

@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from operators.applying.apply import Job, apply
-from operators.applying.worker import Worker
-from operators.base import TableOperator
-from operators.ontology import Ontology
-from pipelines.serve.errors import ApiError
-from pipelines.serve.images import RequestImage
-from pipelines.serve.models import Model
-from pipelines.serve.work import OperatorWork, TextWork, Work, refusal
+from labelmill.operators.applying.apply import Job, apply
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.base import TableOperator
+from labelmill.operators.ontology import Ontology
+from labelmill.pipelines.serve.errors import ApiError
+from labelmill.pipelines.serve.images import RequestImage
+from labelmill.pipelines.serve.models import Model
+from labelmill.pipelines.serve.work import OperatorWork, TextWork, Work, refusal
 
 if TYPE_CHECKING:
-    from pipelines.serve.server import Server
+    from labelmill.pipelines.serve.server import Server
 
 
 async def image_vectors(server: Server, model: Model, images: Sequence[RequestImage]) -> list[Any]:
@@ -70,7 +70,7 @@ async def detections(
     server: Server, model: Model, images: Sequence[RequestImage], ontology: Ontology, floor: float
 ) -> list[list[dict[str, Any]]]:
     """Raw detections of each image: what `detect` writes with this ontology and floor."""
-    from operators.detect import Detect
+    from labelmill.operators.detect import Detect
 
     def make(engine: Any) -> Work:
         given = {"model": model.card, "ontology": ontology, "floor": floor, "dtype": server.settings.dtype}
@@ -86,8 +86,8 @@ async def detections(
 
 def selected(found: Sequence[list[dict[str, Any]]], **params: Any) -> list[list[dict[str, Any]]]:
     """The labels among raw detections of each image: what `select` makes of them."""
-    from operators.columns.schemas import DETECTIONS
-    from operators.select import Select
+    from labelmill.operators.columns.schemas import DETECTIONS
+    from labelmill.operators.select import Select
 
     rows = compute(Select(Select.Params(**params)), {"detections": pa.array(found, DETECTIONS)}, len(found))
     return [row["detections"] for row in rows]
@@ -113,7 +113,7 @@ def compute(operator: TableOperator, columns: Mapping[str, pa.Array], count: int
     Raises:
         ApiError: 400, one of them failed.
     """
-    from operators.base import Decision
+    from labelmill.operators.base import Decision
 
     ids = pa.array(range(count), pa.int64())
     rows = pa.table({"image_id": ids, "key": pa.array([str(place) for place in range(count)]), **columns})

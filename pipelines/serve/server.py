@@ -9,16 +9,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
-from operators.errors import OperatorError
-from operators.ontology import Ontology
-from pipelines.serve.budget import Budget
-from pipelines.serve.errors import ApiError
-from pipelines.serve.images import ImageIn, RequestImage, file_bytes
-from pipelines.serve.metrics import Metrics
-from pipelines.serve.models import Model, Models
-from pipelines.serve.settings import Settings
-from pipelines.serve.urls import fetch_image
-from pipelines.serve.work import OperatorWork, Work
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.ontology import Ontology
+from labelmill.pipelines.serve.budget import Budget
+from labelmill.pipelines.serve.errors import ApiError
+from labelmill.pipelines.serve.images import ImageIn, RequestImage, file_bytes
+from labelmill.pipelines.serve.metrics import Metrics
+from labelmill.pipelines.serve.models import Model, Models
+from labelmill.pipelines.serve.settings import Settings
+from labelmill.pipelines.serve.urls import fetch_image
+from labelmill.pipelines.serve.work import OperatorWork, Work
 
 
 class Server:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from operators.images.decoded import MAX_PIXELS
+from labelmill.operators.images.decoded import MAX_PIXELS
 
 MEGABYTE = 2**20
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from pipelines.serve.errors import ApiError
+from labelmill.pipelines.serve.errors import ApiError
 
 REDIRECTS = 5
 SECONDS = 15.0

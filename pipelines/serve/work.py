@@ -8,16 +8,16 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from operators.applying.bisect import bisect, failed
-from operators.applying.infer import infer
-from operators.applying.patience import Limits, Patience, StopError
-from operators.applying.results import step_table
-from operators.applying.shard_images import ShardImages
-from operators.applying.worker import Worker
-from operators.base import Decision, ImageOperator
-from operators.images.decoded import DecodedImage
-from operators.moment import kind_of
-from pipelines.serve.errors import ApiError, busy
+from labelmill.operators.applying.bisect import bisect, failed
+from labelmill.operators.applying.infer import infer
+from labelmill.operators.applying.patience import Limits, Patience, StopError
+from labelmill.operators.applying.results import step_table
+from labelmill.operators.applying.shard_images import ShardImages
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.base import Decision, ImageOperator
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.moment import kind_of
+from labelmill.pipelines.serve.errors import ApiError, busy
 
 PATIENCE = 5.0
 """Seconds that an image is tried again for what passes: a client waits, and can itself come back."""

@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from pipelines.serve.bodies import answer, check_key
-from pipelines.serve.metrics import CONTENT_TYPE
+from labelmill.pipelines.serve.bodies import answer, check_key
+from labelmill.pipelines.serve.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["server"])
 

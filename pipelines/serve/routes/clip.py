@@ -10,12 +10,12 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from pipelines.serve.bodies import RequestBody, answer, read_body, takes
-from pipelines.serve.errors import ApiError
-from pipelines.serve.images import ImageIn, Images, from_text
-from pipelines.serve.models import Model
-from pipelines.serve.questions import image_vectors, text_vectors
-from pipelines.serve.server import Server
+from labelmill.pipelines.serve.bodies import RequestBody, answer, read_body, takes
+from labelmill.pipelines.serve.errors import ApiError
+from labelmill.pipelines.serve.images import ImageIn, Images, from_text
+from labelmill.pipelines.serve.models import Model
+from labelmill.pipelines.serve.questions import image_vectors, text_vectors
+from labelmill.pipelines.serve.server import Server
 
 router = APIRouter(tags=["embeddings"])
 

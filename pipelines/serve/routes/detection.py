@@ -11,13 +11,13 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from operators.ontology import Ontology, normalise
-from pipelines.serve.bodies import RequestBody, answer, read_body, takes
-from pipelines.serve.errors import ApiError
-from pipelines.serve.images import ImageIn, Images, RequestImage
-from pipelines.serve.models import Model
-from pipelines.serve.questions import detections, ontology_of, selected, wanted_classes
-from pipelines.serve.server import Server
+from labelmill.operators.ontology import Ontology, normalise
+from labelmill.pipelines.serve.bodies import RequestBody, answer, read_body, takes
+from labelmill.pipelines.serve.errors import ApiError
+from labelmill.pipelines.serve.images import ImageIn, Images, RequestImage
+from labelmill.pipelines.serve.models import Model
+from labelmill.pipelines.serve.questions import detections, ontology_of, selected, wanted_classes
+from labelmill.pipelines.serve.server import Server
 
 router = APIRouter(tags=["detection"])
 

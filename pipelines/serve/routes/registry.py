@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from pipelines.serve.bodies import RequestBody, answer, check_key, read_body, takes
-from pipelines.serve.models import Model
-from pipelines.serve.server import Server
+from labelmill.pipelines.serve.bodies import RequestBody, answer, check_key, read_body, takes
+from labelmill.pipelines.serve.models import Model
+from labelmill.pipelines.serve.server import Server
 
 router = APIRouter(tags=["models"])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from operators.miniatures.write import write_world
+from labelmill.operators.miniatures.write import write_world
 from tests.pipelines.serve.serving import CARDS, client
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 from starlette.testclient import TestClient
 
-from operators.applying.apply import Job, apply
-from operators.applying.shard_images import ShardImages
-from operators.applying.worker import Worker
-from operators.base import Operator
-from operators.ontology import Ontology
-from pipelines.serve.app import create_app
-from pipelines.serve.settings import Settings
+from labelmill.operators.applying.apply import Job, apply
+from labelmill.operators.applying.shard_images import ShardImages
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.base import Operator
+from labelmill.operators.ontology import Ontology
+from labelmill.pipelines.serve.app import create_app
+from labelmill.pipelines.serve.settings import Settings
 
 CARDS = (
     "clip-miniature",

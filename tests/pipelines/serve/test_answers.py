@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
-from operators.columns.schemas import DETECTIONS
-from operators.detect import Detect
-from operators.embed import Embed
-from operators.engines.embedding import encoder
-from operators.images.decoded import decode
-from operators.select import Select
-from pipelines.config.cards import find_card
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.detect import Detect
+from labelmill.operators.embed import Embed
+from labelmill.operators.engines.embedding import encoder
+from labelmill.operators.images.decoded import decode
+from labelmill.operators.select import Select
+from labelmill.pipelines.config.cards import find_card
 from tests.pipelines.serve.serving import as_in_a_run, client, sent
 
 CLASSES = ["car", "face", "sign", "tree"]

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from operators.base import ImageOperator, OperatorParams
-from operators.errors import RowError
-from pipelines.serve.batcher import Batcher
-from pipelines.serve.errors import ApiError
-from pipelines.serve.metrics import Metrics
-from pipelines.serve.work import OperatorWork
+from labelmill.operators.base import ImageOperator, OperatorParams
+from labelmill.operators.errors import RowError
+from labelmill.pipelines.serve.batcher import Batcher
+from labelmill.pipelines.serve.errors import ApiError
+from labelmill.pipelines.serve.metrics import Metrics
+from labelmill.pipelines.serve.work import OperatorWork
 from tests.drawing import picture
 
 

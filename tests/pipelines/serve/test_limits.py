@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from pipelines.serve.errors import ApiError
-from pipelines.serve.server import Server
+from labelmill.pipelines.serve.errors import ApiError
+from labelmill.pipelines.serve.server import Server
 from tests.pipelines.serve.serving import client, sent
 
 CLIP = "/clip/embed_image"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from starlette.testclient import TestClient
 
-from pipelines.errors import UserError
-from pipelines.serve.app import create_app
-from pipelines.serve.settings import Settings
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.serve.app import create_app
+from labelmill.pipelines.serve.settings import Settings
 from tests.pipelines.serve.serving import client, sent
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipelines.serve.errors import ApiError
-from pipelines.serve.urls import fetch_image, is_public
+from labelmill.pipelines.serve.errors import ApiError
+from labelmill.pipelines.serve.urls import fetch_image, is_public
 
 
 @pytest.mark.parametrize(
