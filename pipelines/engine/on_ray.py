@@ -16,11 +16,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from labelmill import IMPORT_PATH
 from labelmill.operators.applying.results import ContractError
 from labelmill.operators.registry import is_built_in
 from labelmill.pipelines.engine.dataset_steps import run_dataset_step
@@ -66,7 +66,7 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
             ray.init(address=address, **common)
         else:
             # Workers of a local cluster inherit the environment, and so find this checkout wherever it is.
-            checkout = str(Path(__file__).resolve().parent.parent.parent)
+            checkout = str(IMPORT_PATH)
             known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
             os.environ["PYTHONPATH"] = os.pathsep.join(
                 [checkout, *(path for path in known if path not in ("", checkout))]
