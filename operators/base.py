@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.errors import OperatorError, RowError
+from labelmill.operators.errors import OperatorError, RowError
 
 if TYPE_CHECKING:
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 DecisionKind = Literal["kept", "dropped", "duplicate", "failed", "undone"]
 
@@ -155,6 +155,10 @@ class Operator(ABC):
     def needs(self) -> Needs:
         """What one worker occupies."""
         return Needs()
+
+    def libraries(self) -> tuple[str, ...]:
+        """Modules that `load` imports, for whoever wants to import them early. They must start no thread for it."""
+        return ()
 
     def digest(self) -> str:
         """Identifies whatever else its results depend on, such as model weights. Must not load the model."""

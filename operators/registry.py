@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import re
 import sys
 from importlib.metadata import entry_points
@@ -11,33 +12,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from operators.base import Operator
+    from labelmill.operators.base import Operator
 
 ENTRY_POINTS = "labelmill.operators"
 
 BUILT_IN = {
-    "inspect": "operators.inspect:Inspect",
-    "odd_size": "operators.odd_size:OddSize",
-    "keep": "operators.keep:Keep",
-    "embed": "operators.embed:Embed",
-    "classify": "operators.classify:Classify",
-    "deduplicate": "operators.deduplicate:Deduplicate",
-    "moderate": "operators.moderate:Moderate",
-    "detect": "operators.detect:Detect",
-    "select": "operators.select:Select",
-    "verify": "operators.verify:Verify",
-    "fuse": "operators.fuse:Fuse",
-    "segment": "operators.segment:Segment",
-    "read": "operators.read:Read",
-    "gaze": "operators.gaze:Gaze",
-    "ask": "operators.ask:Ask",
-    "pipeline": "operators.pipeline:Pipeline",
-    "review": "operators.review:Review",
-    "label_errors": "operators.label_errors:LabelErrors",
-    "label_conflicts": "operators.label_conflicts:LabelConflicts",
-    "cluster": "operators.cluster:Cluster",
-    "balance": "operators.balance:Balance",
-    "split": "operators.split:Split",
+    "inspect": "labelmill.operators.inspect:Inspect",
+    "odd_size": "labelmill.operators.odd_size:OddSize",
+    "keep": "labelmill.operators.keep:Keep",
+    "embed": "labelmill.operators.embed:Embed",
+    "classify": "labelmill.operators.classify:Classify",
+    "deduplicate": "labelmill.operators.deduplicate:Deduplicate",
+    "moderate": "labelmill.operators.moderate:Moderate",
+    "detect": "labelmill.operators.detect:Detect",
+    "select": "labelmill.operators.select:Select",
+    "verify": "labelmill.operators.verify:Verify",
+    "fuse": "labelmill.operators.fuse:Fuse",
+    "segment": "labelmill.operators.segment:Segment",
+    "read": "labelmill.operators.read:Read",
+    "gaze": "labelmill.operators.gaze:Gaze",
+    "ask": "labelmill.operators.ask:Ask",
+    "pipeline": "labelmill.operators.pipeline:Pipeline",
+    "review": "labelmill.operators.review:Review",
+    "label_errors": "labelmill.operators.label_errors:LabelErrors",
+    "label_conflicts": "labelmill.operators.label_conflicts:LabelConflicts",
+    "cluster": "labelmill.operators.cluster:Cluster",
+    "balance": "labelmill.operators.balance:Balance",
+    "split": "labelmill.operators.split:Split",
 }
 """Name → where it is. A new operator gets a file and a line here."""
 
@@ -64,7 +65,7 @@ def find(name: str) -> type[Operator]:
     if name in BUILT_IN:
         return _load(BUILT_IN[name], name)
     if ":" in name:
-        return _load(name, name)
+        return _load(_own(name), name)
     for point in entry_points(group=ENTRY_POINTS):
         if point.name == name:
             return _load(point.value, name)
@@ -73,9 +74,16 @@ def find(name: str) -> type[Operator]:
     raise UnknownOperator(f"operator must be one of {', '.join(names())} or module:Class but is {name!r}{hint}")
 
 
+def _own(target: str) -> str:
+    """``operators.fuse:Fuse``, as pipelines before the one import name wrote it, where labelmill has that module."""
+    module = target.partition(":")[0]
+    ours = module.startswith("operators.") and importlib.util.find_spec(f"labelmill.{module}") is not None
+    return f"labelmill.{target}" if ours else target
+
+
 def is_built_in(cls: type[Operator]) -> bool:
     """Whether the class ships with labelmill."""
-    return cls.__module__.split(".")[0] == "operators"
+    return cls.__module__.startswith("labelmill.operators.")
 
 
 def step_name(name: str) -> str:
@@ -86,7 +94,7 @@ def step_name(name: str) -> str:
 
 def _load(target: str, name: str) -> type[Operator]:
     # Not above: names alone, as the shell's completion wants them, must not take half a second.
-    from operators.base import DatasetOperator, ImageOperator, TableOperator
+    from labelmill.operators.base import DatasetOperator, ImageOperator, TableOperator
 
     module_name, _, class_name = target.partition(":")
     here = str(Path.cwd())
@@ -101,5 +109,10 @@ def _load(target: str, name: str) -> type[Operator]:
     kinds = (ImageOperator, TableOperator, DatasetOperator)
     if not (isinstance(cls, type) and issubclass(cls, kinds)):
         wanted = ", ".join(kind.__name__ for kind in kinds)
+        if any(base.__module__.split(".") == ["operators", "base"] for base in getattr(cls, "__mro__", ())):
+            raise UnknownOperator(
+                f"operator {name!r} must be made of the classes of labelmill.operators.base but is made of another "
+                "copy of them; write `from labelmill.operators.base import …`"
+            )
         raise UnknownOperator(f"operator {name!r} must be a subclass of one of {wanted} but is {cls!r}")
     return cls

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from operators.base import (
+from labelmill.operators.base import (
     DatasetOperator,
     Decision,
     ImageOperator,
@@ -22,8 +22,8 @@ from operators.base import (
     TableResult,
     tuning,
 )
-from operators.errors import OperatorError, RowError
-from operators.images.decoded import DecodedImage
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.images.decoded import DecodedImage
 
 
 class Brightness(ImageOperator):
@@ -261,6 +261,34 @@ def die_once(marker: str) -> None:
     except FileExistsError:
         return
     os._exit(1)
+
+
+class LosesGpu(Brightness):
+    """Fails as a GPU does that is in error, once or always, in a worker of its own."""
+
+    class Params(Brightness.Params):
+        lose_at: int = tuning(0)
+        marker: str = tuning("")
+
+    params: Params
+
+    def needs(self) -> Needs:
+        return Needs(memory_gb=0.1)
+
+    def infer(self, items: list[Any]) -> list[dict[str, Any] | RowError]:
+        if any(image_id == self.params.lose_at for image_id, _ in items) and _first_time(self.params.marker):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().infer(items)
+
+
+def _first_time(marker: str) -> bool:
+    """Whether no process came here before; without a marker, always."""
+    try:
+        if marker:
+            os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
 
 
 class Unloadable(Brightness):

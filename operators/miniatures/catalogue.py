@@ -7,9 +7,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from operators.models.card import ROOT, ModelCard, load_card
+from labelmill import CONF
+from labelmill.operators.models.card import ModelCard, load_card
 
-CARDS = ROOT / "conf" / "models"
+CARDS = CONF / "models"
 WEIGHTS = Path(__file__).parent / "weights"
 SCORES = Path(__file__).parent / "scores.json"
 """Scores of the committed weights by number of scenes: on `SCENES`, and on the `FEW` that the tests have time for."""
@@ -40,7 +41,7 @@ class Training:
     @property
     def module(self) -> Any:
         """With `NAME`, `SCENES`, `PLAN` and `run`."""
-        return import_module(f"operators.miniatures.training.{self.name}")
+        return import_module(f"labelmill.operators.miniatures.training.{self.name}")
 
     def model_card(self) -> ModelCard:
         """The card, read."""
@@ -101,7 +102,7 @@ GOALS: dict[str, tuple[Goal, ...]] = {
 
 def evaluate(name: str, scenes: int = SCENES) -> dict[str, float]:
     """The scores of the committed weights, rounded to four decimals. `name` is a key of `GOALS`."""
-    module = import_module(f"operators.miniatures.evaluation.{name}")
+    module = import_module(f"labelmill.operators.miniatures.evaluation.{name}")
     card = next(training for training in TRAININGS if training.name.startswith(name))
     return {key: round(value, 4) for key, value in module.evaluate(card.model_card(), scenes).items()}
 

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-from operators.base import ImageOperator, Needs, OperatorParams, tuning
-from operators.models.card import Dtype, ModelCard
-from operators.models.weights import verify
+from labelmill.operators.base import ImageOperator, Needs, OperatorParams, tuning
+from labelmill.operators.models.card import Dtype, ModelCard
+from labelmill.operators.models.weights import verify
+
+LIBRARIES = {
+    "open_clip": ("torch", "labelmill.operators.engines.embedding.open_clip_library"),
+    "transformers": ("torch", "transformers"),
+    "segment_anything": ("torch", "segment_anything"),
+    "doctr": ("torch", "doctr.models"),
+    "groundingdino": ("torch", "transformers"),
+    "l2cs": ("torch", "torchvision"),
+    "openai": ("openai",),
+}
+"""What an engine imports to build a model; onnxruntime, of others, starts threads when it is imported."""
+
+
+def libraries_of(card: ModelCard) -> tuple[str, ...]:
+    """Modules that building a card's model imports; see `Operator.libraries`."""
+    return LIBRARIES.get(card.engine, ())
 
 
 class ModelParams(OperatorParams):
@@ -34,6 +50,9 @@ class ModelOperator(ImageOperator):
 
     def ready(self) -> None:
         verify(self.params.model)
+
+    def libraries(self) -> tuple[str, ...]:
+        return libraries_of(self.params.model)
 
 
 class LabelOperator(ModelOperator):

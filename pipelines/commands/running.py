@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 from typing import Annotated
 
 import typer
 
-from operators.wording import counted
-from pipelines.commands.options import (
+from labelmill.operators.wording import counted
+from labelmill.pipelines.commands.options import (
     Address,
     AsJson,
     GpuMemory,
@@ -30,7 +31,13 @@ def run(
     context: typer.Context,
     pipeline: PipelineFile,
     set_: Overrides = None,
-    inline: Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")] = False,
+    inline: Annotated[bool, typer.Option("--inline", help="Run in this process alone, for debugging.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Run in processes of this machine; what is done where nothing is said.")
+    ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Run on Ray: the cluster of --address or RAY_ADDRESS, else a local one.")
+    ] = False,
     workers: Workers = None,
     address: Address = None,
     gpu_memory: GpuMemory = None,
@@ -60,21 +67,38 @@ def run(
     The exit status is 0 when every image has an outcome; 3 when some are undone, which the same command does next time;
     2 when something is to be mended first; 1 when the run was stopped.
     """
-    from operators.applying.patience import Limits
-    from operators.applying.results import ContractError
-    from operators.secrets import hide
-    from pipelines.config.pipeline import load_pipeline
-    from pipelines.engine.outages import EXIT_UNDONE, undone_line
-    from pipelines.engine.terminal import TerminalReporter
-    from pipelines.run import Options
-    from pipelines.run import run as run_pipeline
+    from labelmill.operators.applying.patience import Limits
+    from labelmill.operators.applying.results import ContractError
+    from labelmill.operators.secrets import hide
+    from labelmill.pipelines.config.pipeline import load_pipeline
+    from labelmill.pipelines.engine.local import end_early, prepare, start_early
+    from labelmill.pipelines.engine.outages import EXIT_UNDONE, undone_line
+    from labelmill.pipelines.engine.terminal import TerminalReporter
+    from labelmill.pipelines.run import Options
+    from labelmill.pipelines.run import run as run_pipeline
 
-    loaded = load_pipeline(pipeline, set_)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
+    if inline + local + ray > 1 or (address and (inline or local)):
+        raise typer.BadParameter("--inline, --local and --ray (or --address) say where to run; give one of them")
     reporter = TerminalReporter(console(stderr=as_json))
+    limits = Limits(patience, keep_going)
+    options = Options(
+        inline,
+        workers,
+        address,
+        verbose,
+        report=report,
+        strict=strict,
+        gpu_memory_gb=gpu_memory,
+        limits=limits,
+        ray=ray,
+        local=local,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
     try:
-        limits = Limits(patience, keep_going)
-        options = Options(inline, workers, address, verbose, report, strict, gpu_memory, limits)
+        if not (inline or ray or address or os.environ.get("RAY_ADDRESS")):
+            start_early()
+        loaded = load_pipeline(pipeline, set_)
+        prepare(loaded.steps)
         summary = run_pipeline(loaded, options, reporter)
     except KeyboardInterrupt:
         reporter.close()
@@ -86,13 +110,14 @@ def run(
         raise typer.Exit(1) from error if verbose else None
     finally:
         reporter.close()
+        end_early()
     if as_json:
         typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
     else:
         reporter.finished(summary, loaded.settings.output)
     undone = undone_line(summary)
     if undone is not None:
-        typer.echo(f"{undone}: {command_line(context)}", err=True)
+        typer.echo(f"{undone}: {hide(command_line(context))}", err=True)
         raise typer.Exit(EXIT_UNDONE)
 
 
@@ -103,9 +128,9 @@ def check(pipeline: PipelineFile, set_: Overrides = None, strict: Strict = False
     Looks also whether weights and source are here, and what labels the source has, unless it is remote. Decodes no
     image and starts nothing. With --json the mistakes found are printed as JSON too.
     """
-    from pipelines.config.pipeline import load_pipeline
-    from pipelines.errors import ConfigError
-    from pipelines.inspection.look import look_at
+    from labelmill.pipelines.config.pipeline import load_pipeline
+    from labelmill.pipelines.errors import ConfigError
+    from labelmill.pipelines.inspection.look import look_at
 
     try:
         loaded = load_pipeline(pipeline, set_)
@@ -158,8 +183,8 @@ def plan(
 
     Tells each step, how much of it is done already, and how the rest is placed on this machine or on another cluster.
     """
-    from pipelines.config.pipeline import load_pipeline
-    from pipelines.inspection.plan import plan_of, print_plan
+    from labelmill.pipelines.config.pipeline import load_pipeline
+    from labelmill.pipelines.inspection.plan import plan_of, print_plan
 
     planned = plan_of(load_pipeline(pipeline, set_), workers, resources, gpu_memory)
     show(planned, as_json, print_plan)

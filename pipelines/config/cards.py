@@ -6,15 +6,16 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.errors import UserError, nearest
+from labelmill import CONF
+from labelmill.pipelines.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from operators.models.card import ModelCard
+    from labelmill.operators.models.card import ModelCard
 
 
 def card_folders() -> list[Path]:
     """Where cards are looked for, first match wins: the working directory's conf/models, then the project's."""
-    own = Path(__file__).resolve().parent.parent.parent / "conf" / "models"
+    own = CONF / "models"
     here = Path.cwd() / "conf" / "models"
     return list(dict.fromkeys(folder for folder in (here, own) if folder.is_dir()))
 
@@ -37,7 +38,7 @@ def find_card(name: str) -> ModelCard:
     Raises:
         UserError: There is none of that name, or it is not a valid card.
     """
-    from operators.models.card import load_card
+    from labelmill.operators.models.card import load_card
 
     if name.endswith((".yaml", ".yml")):
         path = Path(name)

@@ -16,33 +16,30 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from operators.applying.results import ContractError
-from operators.registry import is_built_in
-from pipelines.engine.dataset_steps import run_dataset_step
-from pipelines.engine.placement import Phase
-from pipelines.engine.ray_news import Teller, Watch, collected
-from pipelines.engine.ray_tasks import RETRIES, RayTasks
-from pipelines.engine.receipts import OnNews
-from pipelines.engine.spread import Pool
-from pipelines.engine.work import ShardWorker, use_threads
-from pipelines.errors import UserError
-from pipelines.run_folder.layout import Layout
-from pipelines.sources import Fetcher
-from pipelines.steps import Step
+from labelmill import IMPORT_PATH
+from labelmill.operators.applying.results import ContractError
+from labelmill.operators.registry import is_built_in
+from labelmill.pipelines.engine.dataset_steps import run_dataset_step
+from labelmill.pipelines.engine.deaths import RETRIES, died_too_often
+from labelmill.pipelines.engine.outages import AcceleratorLost
+from labelmill.pipelines.engine.placement import Phase
+from labelmill.pipelines.engine.ray_news import Teller, Watch, collected
+from labelmill.pipelines.engine.ray_tasks import RayTasks
+from labelmill.pipelines.engine.receipts import OnNews
+from labelmill.pipelines.engine.spread import Pool
+from labelmill.pipelines.engine.work import ShardWorker, use_threads
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.sources import Fetcher
+from labelmill.pipelines.steps import Step
 
 FOR_EVER = -1
 """What Ray is told of retries of a shard. It counts the seconds in which a lost node is not yet known to be lost as so
 many deaths; `_PoolWorker` counts how often a shard was really begun."""
-
-DIED = (
-    f"workers died {RETRIES + 1} times on the same work: out of memory, or a library crashed. What was finished is "
-    "kept. Try fewer --workers or a smaller `batch`; --inline shows the crash"
-)
 
 
 @contextmanager
@@ -57,6 +54,8 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
     if not verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Or a thread that still waits for something when a run is stopped would start a cluster of its own.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS")
@@ -67,7 +66,7 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
             ray.init(address=address, **common)
         else:
             # Workers of a local cluster inherit the environment, and so find this checkout wherever it is.
-            checkout = str(Path(__file__).resolve().parent.parent.parent)
+            checkout = str(IMPORT_PATH)
             known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
             os.environ["PYTHONPATH"] = os.pathsep.join(
                 [checkout, *(path for path in known if path not in ("", checkout))]
@@ -79,7 +78,8 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
         _quiet(verbose)
         yield
     finally:
-        ray.shutdown()
+        with _no_stderr(not verbose):
+            ray.shutdown()
 
 
 def _start_local(cpus: int | None, common: dict[str, Any]) -> None:
@@ -246,8 +246,13 @@ class _PoolWorker:
         for shard in block.column("shard").to_pylist():
             with self._teller.at_work((self._positions, shard)) as begun:
                 if begun > RETRIES + 1:
-                    raise UserError(DIED)
-                self._worker.run(shard, self._teller.tell)
+                    raise died_too_often()
+                try:
+                    self._worker.run(shard, self._teller.tell)
+                except AcceleratorLost:
+                    if begun > RETRIES:
+                        raise
+                    os._exit(1)  # another process can use the GPU again: Ray starts one and gives it this shard
         return block
 
 
@@ -297,7 +302,7 @@ def _cause(error: BaseException) -> BaseException:
         if isinstance(seen, (ContractError, UserError)):
             return seen
         if isinstance(seen, (RayActorError, WorkerCrashedError)):
-            return UserError(DIED)
+            return died_too_often()
         inner = getattr(seen, "cause", None)
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     return error

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pipelines.engine.work import use_threads
-
-RETRIES = 4
-"""How often a shard, a dataset step or a part of one is given to another worker after one died on it. Ray Data itself
-would go on for ever."""
+from labelmill.pipelines.engine.deaths import RETRIES
+from labelmill.pipelines.engine.work import use_threads
 
 
 class RayTasks:

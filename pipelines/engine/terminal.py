@@ -13,13 +13,13 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from operators.wording import counted
-from pipelines.engine.placement import Phase
-from pipelines.engine.receipts import News, Partial, Receipt, Working
-from pipelines.run_folder.arrived import arrived_line
-from pipelines.run_folder.layout import Layout
-from pipelines.run_folder.shards import Intake
-from pipelines.steps import Step
+from labelmill.operators.wording import counted
+from labelmill.pipelines.engine.placement import Phase
+from labelmill.pipelines.engine.receipts import Loading, News, Partial, Receipt, Working
+from labelmill.pipelines.run_folder.arrived import arrived_line
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.run_folder.shards import Intake
+from labelmill.pipelines.steps import Step
 
 PLAIN_SECONDS = 10.0
 """How often a plain line is printed for a step that is under way."""
@@ -41,6 +41,7 @@ class _Line:
     last: float = 0.0
     printed: float = 0.0
     working: Working | None = None
+    loading: float | None = None
 
     @property
     def so_far(self) -> int:
@@ -66,7 +67,9 @@ class _Line:
         return [escape(self.name), bar, f"{done:,}/{self.total:,}", rate, failed, eta]
 
     def _at_work(self) -> str:
-        """For how long a dataset step has been at work."""
+        """What is done before there is a rate: a model is loaded, or for how long a dataset step has been at work."""
+        if self.loading is not None:
+            return "loading its model"
         if self.working is None:
             return ""
         parts = f", {counted(self.working.parts, 'part')} done" if self.working.parts else ""
@@ -150,6 +153,11 @@ class TerminalReporter:
     def news(self, news: News) -> None:
         with self._lock:
             line = self._lines[news.step]
+            if isinstance(news, Loading):
+                if self._live is None and line.loading is None:
+                    self.console.print(f"{news.step:<14}  loading its model")
+                line.loading = news.began
+                return
             if isinstance(news, Working):
                 line.working = news
                 if not news.parts:  # most dataset steps are done before a plain line about them would help

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from operators.wording import counted
-from pipelines.engine.terminal import outcome_line
-from pipelines.run_folder.reopen import PIPELINE_FILE, SUMMARY_FILE, reopen, state_of
+from labelmill.operators.wording import counted
+from labelmill.pipelines.engine.terminal import outcome_line
+from labelmill.pipelines.run_folder.reopen import PIPELINE_FILE, SUMMARY_FILE, reopen, state_of
 
 
 def status_of(folder: str) -> dict[str, Any]:
@@ -47,13 +47,14 @@ def print_status(found: dict[str, Any], console: Console) -> None:
     sums = {row["step"]: row for row in (current or {}).get("steps", [])}
     table = Table(box=None, pad_edge=False)
     table.add_column("step")
-    for header in ("shards", "seen", "kept", "dropped", "duplicate", "failed"):
+    kinds = ["seen", "kept", "dropped", "duplicate", "failed"]
+    if any(row.get("undone") for row in sums.values()):
+        kinds.append("undone")
+    for header in ("shards", *kinds):
         table.add_column(header, justify="right")
     for step in found["steps"]:
         row = sums.get(step["step"], {})
-        counts = [
-            f"{row[kind]:,}" if kind in row else "" for kind in ("seen", "kept", "dropped", "duplicate", "failed")
-        ]
+        counts = [f"{row[kind]:,}" if kind in row else "" for kind in kinds]
         table.add_row(step["step"], f"{step['done']:,}/{step['shards']:,}", *counts)
     console.print(table)
     if current:

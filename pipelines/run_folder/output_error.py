@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from operators.moment import kind_of
-from pipelines.errors import UserError
+from labelmill.operators.moment import kind_of
+from labelmill.pipelines.errors import UserError
 
 KEPT = "what was finished is kept: then run the same command again"
 
@@ -17,7 +17,7 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-class OutputError(UserError):
+class OutputError(UserError, OSError):
     """The output cannot be written or read; says why, and what to do."""
 
     exit_status = 1

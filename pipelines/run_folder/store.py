@@ -12,10 +12,10 @@ from typing import IO, Any, TypeVar, cast
 
 import pyarrow as pa
 
-from operators.applying.patience import Limits, Patience, passes
-from operators.columns.schemas import as_detections
-from pipelines.errors import UserError
-from pipelines.run_folder.output_error import OutputError, removed, telling
+from labelmill.operators.applying.patience import Limits, Patience, passes
+from labelmill.operators.columns.schemas import as_detections
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run_folder.output_error import OutputError, removed, telling
 
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
@@ -124,6 +124,11 @@ class Store:
             with suppress(OSError):
                 os.unlink(temporary)
             raise
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.exists(name):
+            self._ask("written", lambda: self.fs.rm(self.path(name)))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A Parquet file, or some of its columns; detections as `operators.columns.schemas.DETECTIONS` whoever wrote

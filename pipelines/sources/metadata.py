@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.sources.base import valid_text
+from labelmill.pipelines.sources.base import valid_text
 
 MAX_TEXT = 2000
 """Longest string that is carried; longer ones are cut and end in ``…``."""
@@ -31,6 +31,14 @@ def scalar_columns(schema: pa.Schema, without: Iterable[str]) -> list[str]:
     """Names of the columns whose values `scalars` keeps."""
     skipped = set(without)
     return [field.name for field in schema if field.name not in skipped and _is_scalar(field.type)]
+
+
+def said_size(values: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Width and height of an image as a row says them under these names; None where it does not."""
+    size = values.get("width"), values.get("height")
+    if all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
+        return size  # type: ignore[return-value]
+    return None
 
 
 def bounded_text(text: str) -> str:

@@ -64,8 +64,8 @@ def bare_loop(paths: list[str]) -> int:
     import torch
 
     torch.set_num_threads(1)
-    from operators.images.decoded import decode
-    from pipelines.config.pipeline import load_pipeline
+    from labelmill.operators.images.decoded import decode
+    from labelmill.pipelines.config.pipeline import load_pipeline
 
     steps = load_pipeline(os.environ["BENCH_PIPELINE"]).steps
     for step in steps:
@@ -108,7 +108,7 @@ def time_mill(pipeline: Path, output: Path, workers: int, watch: bool = False) -
     shutil.rmtree(output, ignore_errors=True)
     began = time.time()
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines", "run", str(pipeline), "--workers", str(workers), f"--set=output={output}"],
+        [sys.executable, "-m", "labelmill", "run", str(pipeline), "--workers", str(workers), f"--set=output={output}"],
         cwd=CHECKOUT,
         stdout=subprocess.DEVNULL,
     )

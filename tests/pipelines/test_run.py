@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from operators.applying.results import ContractError
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.errors import UserError
-from pipelines.run import Options, run
+from labelmill.operators.applying.results import ContractError
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run import Options, run
 from tests.drawing import encode, folder_of_images, noise
 from tests.toys import logged
 
@@ -148,7 +148,7 @@ def read_steps(pattern: str) -> list[dict[str, Any]]:
 def test_the_order_of_a_listing_does_not_matter(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go()
     expected = tree("run/exports", "run/shards", "run/steps")
-    from pipelines.sources.folder import FolderSource
+    from labelmill.pipelines.sources.folder import FolderSource
 
     scan = FolderSource.scan
     monkeypatch.setattr(FolderSource, "scan", lambda self: reversed(list(scan(self))))
@@ -159,12 +159,13 @@ def test_the_order_of_a_listing_does_not_matter(data: Path, monkeypatch: pytest.
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("data")
-def test_ray_with_1_2_and_4_workers_gives_the_bytes_of_an_inline_run() -> None:
+@pytest.mark.parametrize("runner", ["local", "ray"])
+def test_1_2_and_4_workers_give_the_bytes_of_an_inline_run(runner: str) -> None:
     expected_summary = go()
     expected = tree("run/exports", "run/shards", "run/steps")
     for workers in (1, 2, 4):
         output = f"run{workers}"
-        summary = go(Options(workers=workers), output=output)
+        summary = go(Options(workers=workers, **{runner: True}), output=output)
         found = tree(f"{output}/exports", f"{output}/shards", f"{output}/steps")
         assert {path.replace(output, "run", 1): digest for path, digest in found.items()} == expected
         assert summary["steps"] == expected_summary["steps"]
@@ -172,10 +173,11 @@ def test_ray_with_1_2_and_4_workers_gives_the_bytes_of_an_inline_run() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("data")
-def test_a_worker_that_dies_is_replaced_and_nothing_is_lost_or_done_twice() -> None:
+@pytest.mark.parametrize("runner", ["local", "ray"])
+def test_a_worker_that_dies_is_replaced_and_nothing_is_lost_or_done_twice(runner: str) -> None:
     expected = go()
     dies = {"die_at": 13, "die_marker": str(Path("died").absolute()), "log": str(Path("dying.log").absolute())}
-    summary = go(Options(workers=2), output="other", bright=dies)
+    summary = go(Options(workers=2, **{runner: True}), output="other", bright=dies)
     assert Path("died").exists(), "no worker died, so nothing was tested"
     assert summary["steps"] == expected["steps"]
     seen = logged("dying.log")
@@ -265,7 +267,9 @@ def test_source_and_run_on_an_object_store_give_what_a_local_run_gives(s3: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [Options(inline=True), Options(workers=2)], ids=["inline", "ray"])
+@pytest.mark.parametrize(
+    "options", [Options(inline=True), Options(local=True), Options(workers=2, ray=True)], ids=["inline", "local", "ray"]
+)
 @pytest.mark.parametrize(
     ("step", "error", "message"),
     [
@@ -284,16 +288,17 @@ def test_what_is_wrong_with_an_operator_stops_the_run(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("data")
-def test_an_image_that_kills_every_worker_ends_the_run_and_does_not_hang() -> None:
+@pytest.mark.parametrize("runner", ["local", "ray"])
+def test_an_image_that_kills_every_worker_ends_the_run_and_does_not_hang(runner: str) -> None:
     with pytest.raises(UserError, match="workers died 5 times on the same work"):
-        go(Options(workers=2), bright={"die_at": 13})
+        go(Options(workers=2, **{runner: True}), bright={"die_at": 13})
     Path("p.yaml").write_text(yaml.safe_dump(document()))
     assert go()["outcome"]["failed"] == 0, "what was finished is kept, and the run can go on"
 
 
 @pytest.mark.usefixtures("data")
 def test_two_runs_do_not_work_in_one_output() -> None:
-    from pipelines.run_folder.store import Store
+    from labelmill.pipelines.run_folder.store import Store
 
     with Store("run").locked(), pytest.raises(UserError, match="another run is at work in"):
         go()
@@ -301,7 +306,7 @@ def test_two_runs_do_not_work_in_one_output() -> None:
 
 
 def test_a_lock_leaves_no_file_and_only_the_folders_in_which_something_is() -> None:
-    from pipelines.run_folder.store import Store
+    from labelmill.pipelines.run_folder.store import Store
 
     with pytest.raises(KeyError), Store("deep/er/run").locked():
         raise KeyError
@@ -317,7 +322,8 @@ def test_processes_take_turns_at_a_lock_whose_file_comes_and_goes() -> None:
     import sys
 
     code = (
-        "from pathlib import Path; from pipelines.run_folder.store import Store; from pipelines.errors import "
+        "from pathlib import Path; from labelmill.pipelines.run_folder.store import Store; from "
+        "labelmill.pipelines.errors import "
         "UserError\n"
         "done, number = 0, Path('number')\n"
         "while done < 100:\n"

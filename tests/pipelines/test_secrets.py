@@ -12,20 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from operators.secrets import hide
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.errors import ConfigError
-from pipelines.run import Options, run
+from labelmill.operators.secrets import hide
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.errors import ConfigError
+from labelmill.pipelines.run import Options, run
 from tests.drawing import folder_of_images
 from tests.pipelines.test_cli import labelmill
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-KEY, ROTATED, LITERAL = "hush-hush-one", "hush-hush-two", "literal-hush"
+KEYS, LITERAL = {"STORE_KEY": "hush-hush-one", "ENDPOINT_KEY": "hush-hush-two"}, "literal-hush"
 
 OPERATOR = '''
 import pyarrow as pa
-from operators.base import ImageOperator, OperatorParams, RowError, tuning
+from labelmill.operators.base import ImageOperator, OperatorParams, RowError, tuning
 
 class Calls(ImageOperator):
     """Asks a server that repeats the key in its refusal."""
@@ -58,9 +58,9 @@ def document(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("operators.secrets._known", {})
-    for name in ("STORE_KEY", "ENDPOINT_KEY"):
-        monkeypatch.setenv(name, KEY)
+    monkeypatch.setattr("labelmill.operators.secrets._known", {})
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
     folder_of_images(Path("data"), 4)
     Path("user_operator.py").write_text(OPERATOR)
     Path("p.yaml").write_text(yaml.safe_dump(document()))
@@ -100,14 +100,14 @@ def test_what_is_written_is_a_reference_and_what_is_no_secret() -> None:
         "secret": "${oc.env:STORE_KEY}",
     }
     assert written["steps"][1] == {"user_operator:Calls": {"key": "${oc.env:ENDPOINT_KEY}"}}
-    assert load_pipeline("run/pipeline.yaml").settings.source.storage_options["secret"] == KEY
+    assert load_pipeline("run/pipeline.yaml").settings.source.storage_options["secret"] == KEYS["STORE_KEY"]
 
 
 def test_a_rotated_key_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     first = go()
     done = {path: path.stat().st_mtime_ns for path in Path("run/steps").rglob("*.parquet")}
-    for name in ("STORE_KEY", "ENDPOINT_KEY"):
-        monkeypatch.setenv(name, ROTATED)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, f"{value}-rotated")
     assert go()["state"] == first["state"]
     assert {path: path.stat().st_mtime_ns for path in Path("run/steps").rglob("*.parquet")} == done
     assert files_with("hush-") == []
@@ -144,13 +144,13 @@ def test_a_location_with_a_password_is_refused_without_telling_it(key: str) -> N
 
 def test_a_crash_tells_no_secret() -> None:
     code = (
-        "import pipelines.commands.running as running\n"
-        "from operators.secrets import keep_secret\n"
-        "import pipelines.config.pipeline as config\n"
+        "import labelmill.pipelines.commands.running as running\n"
+        "from labelmill.operators.secrets import keep_secret\n"
+        "import labelmill.pipelines.config.pipeline as config\n"
         "def load(*a): keep_secret('hush-hush-one'); raise RuntimeError('with hush-hush-one')\n"
         "config.load_pipeline = load\n"
         "import sys; sys.argv = ['labelmill', 'plan', 'p.yaml']\n"
-        "from pipelines.cli import main; main()\n"
+        "from labelmill.pipelines.cli import main; main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
     assert "RuntimeError: with •••" in done.stderr

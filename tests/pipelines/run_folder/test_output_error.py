@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import yaml
 
-from operators.applying.patience import Limits
-from pipelines.cli import app
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.run import Options, run
-from pipelines.run_folder import store as store_module
-from pipelines.run_folder.output_error import OutputError
-from pipelines.run_folder.store import TEMPORARY, Store
+from labelmill.operators.applying.patience import Limits
+from labelmill.pipelines.cli import app
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.run import Options, run
+from labelmill.pipelines.run_folder import store as store_module
+from labelmill.pipelines.run_folder.output_error import OutputError
+from labelmill.pipelines.run_folder.store import TEMPORARY, Store
 from tests.drawing import folder_of_images
 
 IMAGES = 12
@@ -110,11 +110,11 @@ def test_a_disk_that_is_full_at_any_write(monkeypatch: pytest.MonkeyPatch, undis
             assert results("out/run") == undisturbed
 
 
-@pytest.mark.parametrize("ray", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_disk_that_fills_up(disk: Callable[[str], Path], ray: bool, undisturbed: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("where", ["inline", "local", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_disk_that_fills_up(disk: Callable[[str], Path], where: str, undisturbed: dict[str, bytes]) -> None:
     output = disk("60k")
     with pytest.raises(OutputError, match="no space is left for"):
-        go(f"{output}/run", Options(inline=not ray, workers=2))
+        go(f"{output}/run", Options(**{where: True}, workers=2))
     assert half_written(str(output)) == []
     subprocess.run(["mount", "-o", "remount,size=100M", str(output)], check=True)
     assert go(f"{output}/run")["outcome"]["kept"] > 0

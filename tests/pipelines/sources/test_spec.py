@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipelines.sources import Entry, Source, SourceError, SourceSpec
-from pipelines.sources.base import in_order, normal_key, problem_text, valid_text
+from labelmill.pipelines.sources import Entry, Source, SourceError, SourceSpec
+from labelmill.pipelines.sources.base import in_order, normal_key, problem_text, valid_text
 
 
 def test_a_bare_string_is_a_folder() -> None:
@@ -25,7 +25,10 @@ def test_a_bare_string_is_a_folder() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({}, "must have exactly one of folder, coco, yolo, voc, parquet, webdataset, huggingface but has none"),
+        (
+            {},
+            "of folder, coco, yolo, voc, cvat, label_studio, parquet, webdataset, huggingface but has none",
+        ),
         ({"folder": "a", "yolo": "b"}, "but has folder and yolo"),
         ({"folder": "a", "image": "x"}, "image is an option of parquet and huggingface, not of folder"),
         ({"huggingface": "a", "key": "x"}, "key is an option of parquet, not of huggingface"),
@@ -48,7 +51,7 @@ def test_secrets_do_not_show() -> None:
 
 def test_the_specification_loads_nothing_heavy() -> None:
     code = (
-        "import sys, pipelines.sources.spec; "
+        "import sys, labelmill.pipelines.sources.spec; "
         "print([m for m in ('pyarrow', 'fsspec', 'PIL', 'numpy', 'datasets', 'pycocotools') if m in sys.modules])"
     )
     root = Path(__file__).parents[3]
