@@ -131,6 +131,9 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
         dataset: Any = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
         for pool in phase.pools:
             size = min(pool.workers, len(items))
+            # A second shard waits at each worker, so that none asks for its next: unless those who start first would
+            # so take the only one of those who start later.
+            ahead = 2 if len(items) > 4 * size else 1
             how: dict[str, Any]
             if len(phase.pools) == 1 and _holds_nothing(layout, pool):
                 how = {
@@ -143,7 +146,7 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
                 how = {
                     "fn": _ModelWorker,
                     "fn_constructor_args": (layout, pool, fetch, watch.teller()),
-                    "compute": ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+                    "compute": ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=ahead),
                     "ray_remote_args_fn": _Actors(pool),
                 }
             with warnings.catch_warnings():
