@@ -7,12 +7,12 @@ from operators.models.card import Dtype, ModelCard
 from operators.models.weights import verify
 
 LIBRARIES = {
-    "open_clip": ("torch", "operators.engines.embedding.open_clip_library"),
-    "transformers": ("torch", "transformers"),
-    "segment_anything": ("torch", "segment_anything"),
-    "doctr": ("torch", "doctr.models"),
-    "groundingdino": ("torch", "transformers"),
-    "l2cs": ("torch", "torchvision"),
+    "open_clip": ("torch", "operators.engines.slim:import_open_clip"),
+    "transformers": ("torch", "operators.engines.slim:import_torchvision", "transformers"),
+    "segment_anything": ("torch", "operators.engines.slim:import_torchvision", "segment_anything"),
+    "doctr": ("torch", "operators.engines.slim:import_torchvision", "doctr.models"),
+    "groundingdino": ("torch", "operators.engines.slim:import_torchvision", "transformers"),
+    "l2cs": ("torch", "operators.engines.slim:import_torchvision"),
     "openai": ("openai",),
 }
 """What an engine imports to build a model; onnxruntime, of others, starts threads when it is imported."""
