@@ -47,7 +47,7 @@ def test_what_the_datasets_package_writes(tmp_path: Path) -> None:
     saved.to_parquet(str(tmp_path / "x.parquet"))
     entries = scan({"parquet": str(tmp_path / "x.parquet")})
     assert list(fetch_all(entries).values()) == [Path(file).read_bytes() for file in files]
-    assert entries["x.parquet/00000001"].metadata == {"label": 1}
+    assert entries["x.parquet/00000001"].metadata == {"label": "b"}
 
 
 def test_folders_globs_and_names(tmp_path: Path) -> None:
