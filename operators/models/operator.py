@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from operators.base import ImageOperator, Needs, OperatorParams, tuning
-from operators.models.card import Dtype, ModelCard
-from operators.models.weights import verify
+from labelmill.operators.base import ImageOperator, Needs, OperatorParams, tuning
+from labelmill.operators.models.card import Dtype, ModelCard
+from labelmill.operators.models.weights import verify
 
 LIBRARIES = {
-    "open_clip": ("torch", "operators.engines.slim:import_open_clip"),
-    "transformers": ("torch", "operators.engines.slim:import_torchvision", "transformers"),
-    "segment_anything": ("torch", "operators.engines.slim:import_torchvision", "segment_anything"),
-    "doctr": ("torch", "operators.engines.slim:import_torchvision", "doctr.models"),
-    "groundingdino": ("torch", "operators.engines.slim:import_torchvision", "transformers"),
-    "l2cs": ("torch", "operators.engines.slim:import_torchvision"),
+    "open_clip": ("torch", "labelmill.operators.engines.slim:import_open_clip"),
+    "transformers": ("torch", "labelmill.operators.engines.slim:import_torchvision", "transformers"),
+    "segment_anything": ("torch", "labelmill.operators.engines.slim:import_torchvision", "segment_anything"),
+    "doctr": ("torch", "labelmill.operators.engines.slim:import_torchvision", "doctr.models"),
+    "groundingdino": ("torch", "labelmill.operators.engines.slim:import_torchvision", "transformers"),
+    "l2cs": ("torch", "labelmill.operators.engines.slim:import_torchvision"),
     "openai": ("openai",),
 }
 """What an engine imports to build a model; onnxruntime, of others, starts threads when it is imported."""

@@ -23,8 +23,8 @@ def test_an_open_clip_model_loads_without_compiler_transformers_and_timm() -> No
     """A new version of torchvision or open_clip that imports them in another way fails here: see `slim`."""
     code = (
         "import sys, numpy as np\n"
-        "from operators.engines.embedding.open_clip import image_encoder, text_encoder\n"
-        "from pipelines.config.cards import find_card\n"
+        "from labelmill.operators.engines.embedding.open_clip import image_encoder, text_encoder\n"
+        "from labelmill.pipelines.config.cards import find_card\n"
         "encoder = image_encoder(find_card('clip-random'))\n"
         "encoder.encode([encoder.prepare(np.zeros((40, 50, 3), np.uint8))])\n"
         "text_encoder(find_card('clip-random')).encode(['a car'])\n"
@@ -37,7 +37,7 @@ def test_an_open_clip_model_loads_without_compiler_transformers_and_timm() -> No
 def test_what_was_put_off_works() -> None:
     code = (
         "import sys\n"
-        "from operators.engines.slim import import_open_clip\n"
+        "from labelmill.operators.engines.slim import import_open_clip\n"
         "import_open_clip()\n"
         "import open_clip, torch, torchvision\n"
         "assert open_clip.timm_model.timm is None\n"
@@ -61,7 +61,7 @@ def test_what_was_put_off_works() -> None:
 def test_a_library_that_asks_for_more_is_imported_plainly() -> None:
     code = (
         "import sys, types\n"
-        "from operators.engines import slim\n"
+        "from labelmill.operators.engines import slim\n"
         "class Poor(types.ModuleType):\n"
         "    def __setattr__(self, name, value):\n"
         "        if name != 'is_compile_supported': super().__setattr__(name, value)\n"
