@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pyarrow as pa
 from pydantic import AfterValidator, Field, model_validator
 
-from operators.base import Needs, RowError, tuning
+from operators.base import Needs, tuning
 from operators.engines.image_text_to_text import answerer
 from operators.engines.image_text_to_text.answerer import Reply, Requests
 from operators.engines.image_text_to_text.json_answer import JsonAnswer
+from operators.errors import RowError
 from operators.models.card import ModelCard, require
 from operators.models.operator import ModelOperator, ModelParams
 

@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from operators.base import KEPT, DatasetOperator, Decision, OperatorError, OperatorParams, TableResult, tuning
+from operators.base import KEPT, DatasetOperator, Decision, OperatorParams, TableResult, tuning
 from operators.columns.image_classes import ImageClasses, check_classes, read_classes
 from operators.columns.rows import old_then_new, spans
 from operators.columns.vectors import Vectors, check_vectors
+from operators.errors import OperatorError
 from operators.expressions.number import Figure
 from operators.sampling.class_balance import UNLIMITED, MakeFarthest, choose_evenly
 from operators.sampling.farthest_point import FarthestPoints

@@ -16,36 +16,19 @@ Nothing here decodes, threads, batches, retries or writes: `operators.applying.a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
+from operators.errors import OperatorError, RowError
+
 if TYPE_CHECKING:
-    from operators.applying.tasks import Tasks
     from operators.images.decoded import DecodedImage
 
 DecisionKind = Literal["kept", "dropped", "duplicate", "failed", "undone"]
-
-
-class RowError(Exception):
-    """One image cannot be processed; its row becomes `failed` with this message as the reason."""
-
-
-class OperatorError(Exception):
-    """An operator's parameters or input columns do not fit together; raised before anything runs.
-
-    Args:
-        message: What must be, and what is.
-        param: Path of the offending parameter below the step, such as ``("score", "car")``.
-    """
-
-    def __init__(self, message: str, param: tuple[str | int, ...] = ()) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
 
 
 def tuning(default: Any, **kwargs: Any) -> Any:
@@ -124,9 +107,12 @@ class Operator(ABC):
         name: The word used in a pipeline.
         version: Raised by whoever changes what the operator computes; part of the step's fingerprint.
         decides: Whether its decisions can drop images that an earlier step kept.
+        labels: What its detections are, if it writes any. ``decided``: what an export may take for labels. ``raw``:
+            everything from a low score up, about which a step must still decide. ``as read``: as those that it reads.
     """
 
     name: ClassVar[str] = ""
+    labels: ClassVar[Literal["decided", "raw", "as read"]] = "decided"
     version: ClassVar[int] = 1
     decides: ClassVar[bool] = False
 
@@ -169,6 +155,10 @@ class Operator(ABC):
     def needs(self) -> Needs:
         """What one worker occupies."""
         return Needs()
+
+    def libraries(self) -> tuple[str, ...]:
+        """Modules that `load` imports, for whoever wants to import them early. They must start no thread for it."""
+        return ()
 
     def digest(self) -> str:
         """Identifies whatever else its results depend on, such as model weights. Must not load the model."""
@@ -262,3 +252,35 @@ class DatasetOperator(Operator):
         Returns:
             As many rows as `new`, in the same order. Must not depend on anything but the two tables.
         """
+
+
+class Tasks(Protocol):
+    """Where parts are computed: in other processes, on other machines.
+
+    Attributes:
+        folder: Path or fsspec URL of a folder that every part can read and write. It is there while the operator
+            computes, and gone afterwards.
+        width: How many parts are computed at once, at least 1.
+    """
+
+    folder: str
+    width: int
+
+    def map(
+        self, function: Callable[[Any, Any], Any], shared: Any, arguments: Iterable[Any]
+    ) -> Iterator[tuple[int, Any]]:
+        """Call a function with each of many arguments.
+
+        Args:
+            function: Of a module that every worker has; called as ``function(shared, argument)``. It may be called
+                again with the same argument if a worker dies, so it must give and write the same every time.
+            shared: Sent to each machine once.
+            arguments: Taken one by one, `width` and one ahead of the results at most.
+
+        Returns:
+            The number of each argument and what the function gave, in the order in which they end.
+
+        Raises:
+            Exception: What the function raised.
+        """
+        ...

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from operators.base import KEPT, Decision, Needs, OperatorError, OperatorParams, TableOperator, TableResult, tuning
+from operators.base import KEPT, Decision, Needs, OperatorParams, TableOperator, TableResult, tuning
 from operators.columns.schemas import embedding
 from operators.columns.vectors import Vectors
-from operators.embed import EmbeddingCard
 from operators.engines.embedding import encoder
+from operators.engines.embedding.encoder import EmbeddingCard, Template, class_texts
+from operators.errors import OperatorError
 from operators.models.weights import verify
 from operators.ontology import Ontology
-
-
-def _has_slot(template: str) -> str:
-    if "{}" not in template:
-        raise ValueError(f"must contain {{}} where the prompt goes but is {template!r}")
-    return template
-
-
-Template = Annotated[str, AfterValidator(_has_slot)]
 
 
 class Classify(TableOperator):
@@ -116,11 +107,3 @@ class Classify(TableOperator):
         for row, problem in vectors.problems.items():
             decisions[row] = Decision("failed", problem)
         return TableResult(columns, decisions)
-
-
-def class_texts(ontology: Ontology, templates: tuple[str, ...]) -> list[list[str]]:
-    """For each class, in order, its prompts in all templates."""
-    return [
-        [template.replace("{}", prompt) for prompt in prompts for template in templates]
-        for prompts in ontology.root.values()
-    ]

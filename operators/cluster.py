@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
-from operators.base import KEPT, DatasetOperator, Decision, Needs, OperatorError, OperatorParams, TableResult, tuning
-from operators.classify import Template, class_texts
+from operators.base import KEPT, DatasetOperator, Decision, Needs, OperatorParams, TableResult, tuning
 from operators.clustering import centres, density
 from operators.clustering.neighbours import Neighbourhood, Neighbours, outlier_scores
 from operators.clustering.points import Points, read_points
@@ -20,6 +19,8 @@ from operators.columns.rows import old_then_new
 from operators.columns.schemas import embedding
 from operators.columns.vectors import Vectors, check_vectors
 from operators.engines.embedding import encoder
+from operators.engines.embedding.encoder import Template, class_texts
+from operators.errors import OperatorError
 from operators.models.card import ModelCard, require
 from operators.models.weights import verify
 from operators.ontology import Ontology

@@ -15,13 +15,14 @@ from pydantic import AfterValidator, Field
 
 from operators.applying.bisect import bisect
 from operators.applying.memory import free_memory
-from operators.base import OperatorError, RowError, tuning
+from operators.base import tuning
 from operators.columns.schemas import DETECTIONS, SIDES
 from operators.detections.tiles import Tiles, Windows, merge
 from operators.engines.detection.detector import Answer, Detector
 from operators.engines.detection.grounding_dino import GroundingDino
 from operators.engines.detection.groundingdino import OriginalGroundingDino
 from operators.engines.detection.owlv2 import Owlv2
+from operators.errors import OperatorError, RowError
 from operators.models.card import ModelCard, ModelError, require
 from operators.models.operator import LabelOperator, ModelParams
 from operators.ontology import Ontology
@@ -99,6 +100,7 @@ class Detect(LabelOperator):
     """
 
     name = "detect"
+    labels = "raw"
 
     class Params(ModelParams):
         """What to look with, and how.

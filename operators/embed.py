@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import AfterValidator
 
-from operators.base import RowError, tuning
+from operators.base import tuning
 from operators.columns.schemas import embedding
 from operators.engines.embedding import encoder
-from operators.models.card import ModelCard, require
+from operators.engines.embedding.encoder import EmbeddingCard
+from operators.errors import RowError
 from operators.models.operator import ModelOperator, ModelParams
 
 if TYPE_CHECKING:
     from operators.images.decoded import DecodedImage
-
-EmbeddingCard = Annotated[ModelCard, AfterValidator(require("embedding", encoder.ENGINES))]
-"""A card that `embed` can use, and if its model reads text, `classify` and `moderate` too."""
 
 
 class Embed(ModelOperator):

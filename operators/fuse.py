@@ -63,6 +63,7 @@ class Fuse(TableOperator):
     """
 
     name = "fuse"
+    labels = "as read"
 
     class Params(OperatorParams):
         """What to fuse, and how.

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field
 
-from operators.base import RowError, tuning
+from operators.base import tuning
 from operators.columns.schemas import DETECTIONS, SIDES
 from operators.engines.gaze import l2cs
+from operators.errors import RowError
 from operators.models.card import ModelCard, require
 from operators.models.operator import ModelOperator, ModelParams
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.base import ImageOperator, RowError
+from operators.base import ImageOperator
+from operators.errors import RowError
 from operators.images.decoded import DecodedImage
 from operators.images.quality import measure
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from operators.base import KEPT, Decision, OperatorError, OperatorParams, RowError, TableOperator, TableResult
+from operators.base import KEPT, Decision, OperatorParams, TableOperator, TableResult
+from operators.errors import OperatorError, RowError
 from operators.expressions.expression import ExpressionError, Part, parse
 from operators.expressions.queries import bind, describe, plain, select
 from operators.wording import counted

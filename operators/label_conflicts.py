@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from operators.base import KEPT, DatasetOperator, Decision, Needs, OperatorParam
 from operators.columns.rows import old_then_new
 from operators.columns.schemas import DETECTIONS, SIDES
 from operators.deduplicate import By, Deduplicate
-from operators.detections.sightings import Floats, Integers, overlaps, usable
+from operators.detections.sightings import Floats, Integers, overlaps, shares_inside, usable
 from operators.labels.findings import LABEL_ERRORS, finding, surest_first
 from operators.labels.judge import MET
 
@@ -35,7 +35,8 @@ class LabelConflicts(DatasetOperator):
 
     What most copies say is taken as right, and a label that says otherwise is a `conflict`, with the share of copies
     against it as its score. Where no side has more, every side is one, with the share of the others as its score: of
-    two copies that disagree, both at 0.5.
+    two copies that disagree, both at 0.5. A copy with a region to ignore (COCO's crowd) of a class says nothing about
+    objects of that class in it.
 
     Columns: `errors`, the surest first (`operators.labels.findings.LABEL_ERROR`), empty for an image without copies,
     null where the source has no labels; and `copy_of`, the image_id of the copy that it was compared with first, its
@@ -130,8 +131,10 @@ class _Image:
         alike: Whether it only looks like the first of its group.
         size: float64 (4,): width, height, width, height.
         labels: Dicts of `operators.columns.schemas.DETECTION`.
-        places: Which of the labels are usable.
+        places: Which of the labels are usable objects.
         boxes: float64 (places, 4), as shares of the image's size.
+        regions: float64 (n, 4), the same of regions to ignore.
+        ignored: Their classes.
     """
 
     row: int
@@ -141,6 +144,13 @@ class _Image:
     labels: list[Found]
     places: list[int]
     boxes: Floats
+    regions: Floats
+    ignored: list[str]
+
+    def abstains(self, box: Floats, names: Collection[str | None]) -> bool:
+        """Whether half of a box lies in a region of this image to ignore, of one of these classes."""
+        among = np.array([name in names for name in self.ignored], dtype=bool)
+        return bool((shares_inside(box[None], self.regions[among]) >= MET).any())
 
     def given(self, place: int) -> tuple[int, str, list[float]]:
         """Place, class and box in pixels of a usable label."""
@@ -183,9 +193,15 @@ class _Rows:
             size = np.array([width or 1, height or 1] * 2, dtype=np.float64)
             boxes = np.array([[label[side] for side in SIDES] for label in labels], dtype=np.float64).reshape(-1, 4)
             named = np.array([label["class"] is not None for label in labels], dtype=bool)
-            places = np.flatnonzero(usable(boxes) & named)
+            crowds = np.array([bool(label["crowd"]) for label in labels], dtype=bool)
+            regions = np.flatnonzero(usable(boxes) & named & crowds)
+            ignored = [labels[place]["class"] for place in regions.tolist()]
+            places = np.flatnonzero(usable(boxes) & named & ~crowds)
             places = places[np.lexsort(boxes[places].T[::-1])]
-            yield _Image(row, key, bool(self._alike[row]), size, labels, places.tolist(), boxes[places] / size)
+            alike = bool(self._alike[row])
+            yield _Image(
+                row, key, alike, size, labels, places.tolist(), boxes[places] / size, boxes[regions] / size, ignored
+            )
 
 
 @dataclass
@@ -236,22 +252,26 @@ def _first_name(each: _Object, images: list[_Image]) -> str:
 
 def _vote(each: _Object, images: list[_Image], found: dict[int, list[Found]]) -> None:
     """Add an error to each image that says of an object what fewer copies say, or no more than another side."""
+    names = {images[number].name(place) for number, place in each.places.items()}
     said: list[str | None] = [
         image.name(each.places[number]) if number in each.places else None for number, image in enumerate(images)
     ]
-    votes = Counter(said)
+    voters = [
+        number for number in range(len(images)) if number in each.places or not images[number].abstains(each.box, names)
+    ]
+    votes = Counter(said[number] for number in voters)
     most = max(votes.values())
     if len(votes) == 1:
         return
     winners = {name for name, count in votes.items() if count == most}
-    for number, image in enumerate(images):
-        mine = said[number]
+    for number in voters:
+        image, mine = images[number], said[number]
         if mine in winners and len(winners) == 1:
             continue
-        other = next(at for at, name in enumerate(said) if name != mine and name in winners)
-        score = 1.0 - votes[mine] / len(images)
+        other = next(at for at in voters if said[at] != mine and said[at] in winners)
+        score = 1.0 - votes[mine] / len(voters)
         there = images[other]
-        against = f"{len(images) - votes[mine]} of {len(images)} copies disagree"
+        against = f"{len(voters) - votes[mine]} of {len(voters)} copies disagree"
         box = ((there.boxes[each.places[other]] if other in each.places else each.box) * image.size).tolist()
         if mine is None:
             reason = f"{there.key}, a copy, has {said[other]} here, this image has no label; {against}"
@@ -265,10 +285,13 @@ def _vote(each: _Object, images: list[_Image], found: dict[int, list[Found]]) ->
 
 
 def _counts(image: _Image, first: _Image) -> list[Found]:
-    """Classes of which an image that looks like another has more or fewer labels; no box can be blamed."""
+    """Classes of which an image that looks like another has more or fewer labels; no box can be blamed.
+
+    Where either has a region in which they were not told apart, their number says nothing.
+    """
     mine, theirs = (Counter(map(each.name, range(len(each.places)))) for each in (image, first))
     return [
         finding("conflict", 0.5, f"{first.key}, which looks alike, has {theirs[name]} {name}, this image {mine[name]}")
         for name in sorted(mine | theirs)
-        if mine[name] != theirs[name]
+        if mine[name] != theirs[name] and name not in image.ignored and name not in first.ignored
     ]

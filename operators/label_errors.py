@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from operators.base import KEPT, Decision, OperatorError, OperatorParams, TableOperator, TableResult
+from operators.base import KEPT, Decision, OperatorParams, TableOperator, TableResult
 from operators.columns.schemas import DETECTIONS
 from operators.detections.sightings import Detections, Floats, Sightings, overlaps, sightings, usable
+from operators.errors import OperatorError
 from operators.labels.findings import LABEL_ERRORS, finding, pool, surest_first
-from operators.labels.judge import MET, SAME, Labels, judge
+from operators.labels.judge import MET, SAME, Labels, Regions, judge
 from operators.ontology import Ontology, normalise
 
 Found = dict[str, Any]
@@ -46,7 +47,8 @@ class LabelErrors(TableOperator):
     class      1: the class is null or not in the ontology; the suggestion is the nearest name in it
     =========  =====================================================================================================
 
-    A label has one error at most, the likeliest. Nothing is decided here: the labels stay as they are.
+    A label has one error at most, the likeliest. Nothing is decided here: the labels stay as they are. Regions to
+    ignore (COCO's crowds) are not on trial, and what the detector sees in one, of its class, is not missing.
 
     Columns: `errors`, the surest first (`operators.labels.findings.LABEL_ERROR`), and `label_quality`, 0…1: how good
     the image's labels are, near the worst of them. Both are null where the source has no labels.
@@ -161,10 +163,12 @@ class _Court:
         ]
         outside = [_outside(box, size) for box in boxes.tolist()]
         good = usable(boxes) & (np.array(outside, dtype=float) < 1)
-        judged = np.flatnonzero(good)
+        crowds = self._labels.crowds[rows]
+        regions = Regions(boxes[good & crowds], codes[good & crowds])
+        judged = np.flatnonzero(good & ~crowds)
         judged = judged[np.lexsort((codes[judged], *boxes[judged].T[::-1]))]  # their order in the file does not matter
         on_trial = Labels(judged, boxes[judged], codes[judged], _doubts(agreement, len(boxes))[judged])
-        verdict = judge(on_trial, seen, self._names, self._params.overlap, self._params.floor)
+        verdict = judge(on_trial, seen, regions, self._names, self._params.overlap, self._params.floor)
         ours = [
             each
             for given, part in zip(givens, outside, strict=True)

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field
 
-from operators.base import Needs, OperatorError, RowError, tuning
+from operators.base import Needs, tuning
 from operators.engines.embedding import encoder
 from operators.engines.moderation import onnxruntime as open_nsfw
 from operators.engines.moderation.moderator import Moderator, ZeroShot
+from operators.errors import OperatorError, RowError
 from operators.models.card import ModelCard, require
 from operators.models.operator import ModelOperator, ModelParams
 

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field
 
-from operators.base import ImageOperator, Needs, OperatorError, OperatorParams, RowError, tuning
+from operators.base import ImageOperator, Needs, OperatorParams, tuning
 from operators.engines.any_pipeline import transformers_pipeline
 from operators.engines.any_pipeline.pipeline_tasks import ALIASES, ELSEWHERE, TASKS, Task, other
+from operators.errors import OperatorError, RowError
 from operators.models.card import Dtype
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class Pipeline(ImageOperator):
     """
 
     name = "pipeline"
+    labels = "raw"
 
     class Params(OperatorParams):
         """Which task, which model, and its arguments.

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator
 
-from operators.base import Needs, RowError, tuning
+from operators.base import Needs, tuning
 from operators.columns.schemas import DETECTIONS, SIDES
 from operators.engines.text import reader
 from operators.engines.text.reader import Item, Word
+from operators.errors import RowError
 from operators.models.card import ModelCard, require
 from operators.models.operator import ModelOperator, ModelParams
 from operators.models.weights import verify

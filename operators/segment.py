@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, field_validator, model_validator
 
-from operators.base import RowError, tuning
+from operators.base import tuning
 from operators.columns.schemas import DETECTIONS, SIDES
 from operators.engines.segmentation import segmenter
 from operators.engines.segmentation.masks import Mask
 from operators.engines.segmentation.point_grid import Everything, detection
+from operators.errors import RowError
 from operators.models.card import ModelCard, require
 from operators.models.operator import LabelOperator, ModelParams
 
@@ -67,6 +68,7 @@ class Segment(LabelOperator):
     """
 
     name = "segment"
+    labels = "as read"
 
     class Params(ModelParams):
         """What to segment with, and what.

@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from operators.base import KEPT, Decision, OperatorError, OperatorParams, RowError, TableOperator, TableResult
+from operators.base import KEPT, Decision, OperatorParams, TableOperator, TableResult
 from operators.columns.schemas import DETECTIONS
 from operators.detections.boxes import contained, suppress
+from operators.errors import OperatorError, RowError
 from operators.ontology import Ontology
 from operators.wording import counted
 

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field, model_validator
 
-from operators.base import ImageOperator, Needs, OperatorError, OperatorParams, RowError, tuning
-from operators.classify import Template
+from operators.base import ImageOperator, Needs, OperatorParams, tuning
 from operators.columns.schemas import DETECTIONS
 from operators.detections.crops import box_array, usable
 from operators.engines.embedding import encoder
+from operators.engines.embedding.encoder import Template
 from operators.engines.image_text_to_text import answerer
+from operators.errors import OperatorError, RowError
 from operators.labels.second_opinions import NO, YES, Namer, Questioner, overlaps, questions
 from operators.models.card import Dtype, ModelCard, require
 from operators.models.weights import verify as verify_weights

@@ -2,67 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from contextlib import suppress
+from typing import Any
 
-import yaml
-
-from operators.applying.patience import Limits
-from operators.base import OperatorError
-from operators.ontology import Ontology
+from operators.errors import OperatorError
 from pipelines.config.pipeline import Pipeline
-from pipelines.engine.export_run import export_all, labels_column
-from pipelines.engine.placement import Phase, place, segments
-from pipelines.engine.receipts import News, OnNews, Receipt
+from pipelines.engine.export_run import export_all
+from pipelines.engine.placement import segments
+from pipelines.engine.receipts import News, Receipt
+from pipelines.engine.runners import Options as Options
+from pipelines.engine.runners import Reporter as Reporter
+from pipelines.engine.runners import Segment, runner_for
 from pipelines.errors import UserError
-from pipelines.run_folder.layout import Layout, column_of
+from pipelines.exports.foreseen import export_problems
+from pipelines.run_folder.arrived import Arrived, strict_problem, write_refused
+from pipelines.run_folder.guard import guarded
+from pipelines.run_folder.layout import Layout
 from pipelines.run_folder.outcomes import summarise, write_json
-from pipelines.run_folder.output_error import guarded
+from pipelines.run_folder.reopen import (
+    PIPELINE_FILE,
+    SUMMARY_FILE,
+    export_classes,
+    open_output,
+    state_of,
+    write_pipeline,
+)
 from pipelines.run_folder.shards import Intake, take_in
 from pipelines.run_folder.store import Store
 from pipelines.sources import Fetcher, Source, open_source
 from pipelines.steps import Step
-
-PIPELINE_FILE = "pipeline.yaml"
-SUMMARY_FILE = "summary.json"
-
-
-class Reporter(Protocol):
-    """Who is told how a run goes."""
-
-    def source_read(self, intake: Intake) -> None: ...
-    def planned(self, layout: Layout, done: dict[int, set[int]], shards: dict[int, int]) -> None: ...
-    def placed(self, steps: Sequence[Step], phases: Sequence[Phase]) -> None: ...
-    def news(self, news: News) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run; none of it changes a result.
-
-    Attributes:
-        inline: In this process, without Ray.
-        workers: Upper bound of the workers of a pool.
-        address: Of a Ray cluster; None for a local one.
-        verbose: Let Ray's own messages through.
-        report: Write ``report.html`` at the end, unless the one that is there shows the same results.
-        gpu_memory_gb: Of one GPU, where it cannot be asked or is shared; None to ask it.
-        limits: How long to wait for what passes, and whether to go on without it.
-    """
-
-    inline: bool = False
-    workers: int | None = None
-    address: str | None = None
-    verbose: bool = False
-    report: bool = False
-    gpu_memory_gb: float | None = None
-    limits: Limits = field(default_factory=Limits)
 
 
 def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, Any]:
@@ -85,6 +56,9 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
     intake = take_in(source, store, pipeline.settings.shard_size)
     reporter.source_read(intake)
     write_pipeline(pipeline, store)
+    arrived = write_refused(store, intake.shards, intake.orphans)
+    if options.strict and (intake.missing or arrived.refused):
+        raise UserError(strict_problem(intake.missing, arrived, store.address()))
 
     layout = Layout.of(store, pipeline.steps, options.limits)
     done = {step.position: layout.done(step.position) & intake.shards.keys() for step in pipeline.steps}
@@ -92,6 +66,8 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
     everything = sorted(intake.shards)
     waiting = [step for step in pipeline.steps if len(done[step.position]) < len(everything)]
     _check_ready(waiting)
+    if problems := export_problems(pipeline, arrived, source.classes):
+        raise UserError("\n".join(problems))
 
     with _Events(store) as events:
 
@@ -101,13 +77,17 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
             reporter.news(news)
 
         if waiting:
-            with _session(options):
-                for segment in segments(pipeline.steps):
-                    shards = sorted({s for step in segment for s in everything if s not in done[step.position]})
-                    if shards:
-                        _run_segment(layout, segment, shards, everything, fetch, options, reporter, on_news)
+            todo = {step.position: [s for s in everything if s not in done[step.position]] for step in waiting}
+            try:
+                with runner_for(options, waiting, max(map(len, todo.values())), reporter) as runner:
+                    for segment in segments(pipeline.steps):
+                        shards = sorted({shard for step in segment for shard in todo.get(step.position, ())})
+                        if shards:
+                            runner(Segment(layout, segment, shards, everything, fetch, on_news))
+            finally:
+                store.clean()  # what a worker was writing when it died
 
-    summary = _summary(pipeline, layout, intake)
+    summary = _summary(pipeline, layout, intake, arrived)
     classes = export_classes(pipeline, layout, intake.shards, source)
     summary["exports"] = export_all(pipeline, layout, intake.shards, classes, fetch)
     write_json(layout, SUMMARY_FILE, summary)
@@ -116,86 +96,6 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
 
         summary["report"] = write_report(pipeline.settings.output, again=False)
     return summary
-
-
-def _run_segment(
-    layout: Layout,
-    segment: Sequence[Step],
-    shards: Sequence[int],
-    everything: Sequence[int],
-    fetch: Fetcher,
-    options: Options,
-    reporter: Reporter,
-    on_news: OnNews,
-) -> None:
-    if options.inline:
-        from pipelines.engine.inline import run_segment
-
-        run_segment(layout, segment, shards, everything, fetch, on_news)
-        return
-    from pipelines import ray_resources
-    from pipelines.engine import on_ray
-
-    if segment[0].is_dataset:
-        on_ray.run_barrier(layout, segment[0], everything, on_news)
-        return
-    resources = ray_resources.cluster_resources(segment, options.gpu_memory_gb)
-    phases = place(segment, resources, options.workers, len(shards))
-    reporter.placed(segment, phases)
-    for phase in phases:
-        on_ray.run_phase(layout, phase, shards, fetch, on_news)
-
-
-def _session(options: Options) -> AbstractContextManager[None]:
-    if options.inline:
-        return nullcontext()
-    from pipelines.engine.on_ray import ray_session
-
-    return ray_session(options.address, options.workers, options.verbose)
-
-
-def open_output(pipeline: Pipeline) -> Store:
-    """The run's directory.
-
-    Raises:
-        UserError: Something else is there already; nothing is touched.
-    """
-    store = Store(pipeline.settings.output)
-    names = store.names()
-    if not names:
-        return store
-    if PIPELINE_FILE not in names:
-        if set(names) <= {"shards"}:
-            return store
-        raise UserError(
-            f"output {store.address()} is not empty and no run of labelmill (it has no {PIPELINE_FILE}); "
-            "choose another output"
-        )
-    earlier = yaml.safe_load(store.read(PIPELINE_FILE))
-    mine = identity(pipeline.document)
-    theirs = identity(earlier)
-    for key, value in mine.items():
-        if theirs.get(key) != value:
-            raise UserError(
-                f"output {store.address()} belongs to another pipeline: its {key} is {theirs.get(key)!r}, "
-                f"this one's is {value!r}; choose another output, or remove that run"
-            )
-    return store
-
-
-def identity(document: dict[str, Any]) -> dict[str, Any]:
-    """What makes a pipeline the same one after its steps, or the keys to its source, were changed."""
-    source = document.get("source")
-    if isinstance(source, dict):
-        source = {key: value for key, value in source.items() if key != "storage_options"}
-    found: dict[str, Any] = json.loads(json.dumps({"name": document.get("name"), "source": source}))
-    return found
-
-
-def write_pipeline(pipeline: Pipeline, store: Store) -> None:
-    """Keep the resolved pipeline beside its results."""
-    text = yaml.safe_dump(pipeline.document, sort_keys=False, allow_unicode=True)
-    store.write(PIPELINE_FILE, text.encode())
 
 
 def _open(pipeline: Pipeline) -> tuple[Source, Fetcher]:
@@ -215,41 +115,16 @@ def _check_ready(steps: Sequence[Step]) -> None:
         raise UserError("\n".join(problems))
 
 
-def export_classes(pipeline: Pipeline, layout: Layout, shards: dict[int, int], source: Source) -> list[str]:
-    """Class names of the exported labels, in the order of their ids: the ontology's, the source's, or by name."""
-    labels = labels_column(layout.steps, pipeline.labels)
-    ontology = pipeline.settings.ontology
-    if labels.step is not None:
-        own = getattr(layout.steps[labels.step].operator.params, "ontology", None)
-        ontology = own if isinstance(own, Ontology) else ontology
-        if ontology is not None:
-            return list(ontology.classes)
-    elif source.classes is not None:
-        return list(source.classes)
-    found: set[str] = set()
-    for shard in sorted(shards):
-        for detections in column_of(layout, labels, shard).to_pylist():
-            found.update(detection["class"] for detection in detections or [])
-    return sorted(found)
-
-
-def state_of(layout: Layout, shards: dict[int, int]) -> str:
-    """Identifies what a run's results are, to see whether anything changed."""
-    content = json.dumps(
-        [[step.fingerprint for step in layout.steps], [step.name for step in layout.steps], sorted(shards.items())]
-    )
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _summary(pipeline: Pipeline, layout: Layout, intake: Intake) -> dict[str, Any]:
+def _summary(pipeline: Pipeline, layout: Layout, intake: Intake, arrived: Arrived) -> dict[str, Any]:
     """The sums; those of the last run when nothing has changed since."""
     state = state_of(layout, intake.shards)
     if layout.store.exists(SUMMARY_FILE):
         earlier = json.loads(layout.store.read(SUMMARY_FILE))
-        if earlier.get("state") == state and not earlier["outcome"].get("undone"):
+        if earlier.get("state") == state:
             return dict(earlier)
     summary = {"pipeline": pipeline.settings.name, "state": state, **summarise(layout, intake.shards)}
-    return {**summary, "source_problems": intake.problems[:1000], "source_problem_count": len(intake.problems)}
+    problems = {"source_problems": intake.problems[:1000], "source_problem_count": len(intake.problems)}
+    return {**summary, **problems, "labels": {"images": arrived.images, "refused": arrived.refused}}
 
 
 class _Events:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.inspection.status import reopen
+from pipelines.run_folder.reopen import reopen
 from pipelines.sources import Fetcher
 
 SIDE = 320

@@ -17,13 +17,12 @@ from operators.base import (
     Decision,
     ImageOperator,
     Needs,
-    OperatorError,
     OperatorParams,
-    RowError,
     TableOperator,
     TableResult,
     tuning,
 )
+from operators.errors import OperatorError, RowError
 from operators.images.decoded import DecodedImage
 
 
@@ -102,6 +101,34 @@ class OnGpu(ImageOperator):
             with open(self.params.log, "a") as file:
                 file.write(json.dumps({**here, "step": self.params.memory_gb}) + "\n")
         return [{"width": item.width} for item in items]
+
+
+class Slow(ImageOperator):
+    """Sleeps or computes for each image, and logs it."""
+
+    class Params(OperatorParams):
+        batch: int = tuning(1)
+        memory_gb: float = 0.0
+        sleep: float = 0.0
+        compute: float = 0.0
+        log: str = tuning("")
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([("image", pa.int64())])
+
+    def needs(self) -> Needs:
+        return Needs(memory_gb=self.params.memory_gb)
+
+    def prepare(self, image: DecodedImage, row: Mapping[str, Any]) -> int:
+        return int(row["image_id"])
+
+    def infer(self, items: list[Any]) -> list[dict[str, Any] | RowError]:
+        time.sleep(self.params.sleep * len(items))
+        began = time.process_time()
+        while time.process_time() - began < self.params.compute:
+            pass
+        log(self.params.log, *items)
+        return [{"image": item} for item in items]
 
 
 class Wrong(ImageOperator):
@@ -234,6 +261,34 @@ def die_once(marker: str) -> None:
     except FileExistsError:
         return
     os._exit(1)
+
+
+class LosesGpu(Brightness):
+    """Fails as a GPU does that is in error, once or always, in a worker of its own."""
+
+    class Params(Brightness.Params):
+        lose_at: int = tuning(0)
+        marker: str = tuning("")
+
+    params: Params
+
+    def needs(self) -> Needs:
+        return Needs(memory_gb=0.1)
+
+    def infer(self, items: list[Any]) -> list[dict[str, Any] | RowError]:
+        if any(image_id == self.params.lose_at for image_id, _ in items) and _first_time(self.params.marker):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().infer(items)
+
+
+def _first_time(marker: str) -> bool:
+    """Whether no process came here before; without a marker, always."""
+    try:
+        if marker:
+            os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
 
 
 class Unloadable(Brightness):

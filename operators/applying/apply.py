@@ -9,7 +9,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,11 @@ import pyarrow as pa
 
 from operators.applying.bisect import bisect, failed
 from operators.applying.infer import infer
-from operators.applying.patience import Patience, Watch
 from operators.applying.results import ContractError, RowValue, join_result, null_rows, step_table
 from operators.applying.shard_images import ShardImages
 from operators.applying.tries import Tries
-from operators.base import KEPT, Decision, ImageOperator, Operator, TableOperator, TableResult
+from operators.applying.worker import Worker
+from operators.base import KEPT, Decision, ImageOperator, TableOperator, TableResult
 
 THREADS = 2
 """Threads that prepare images ahead of the model, per worker on one core. Decoding releases the GIL."""
@@ -46,27 +46,6 @@ class Timing:
     wait: float = 0.0
     infer: float = 0.0
     total: float = 0.0
-
-
-@dataclass(slots=True)
-class Worker:
-    """What a worker remembers of one operator between shards.
-
-    Attributes:
-        operator: Loaded.
-        patience: How long it waits for what passes.
-        watch: Whether so much of it is undone that the step should stop.
-        batch: Images per micro-batch; halved for good when the accelerator runs out of memory.
-    """
-
-    operator: Operator
-    patience: Patience = field(default_factory=Patience)
-    batch: int = field(init=False)
-    watch: Watch = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.watch = Watch(self.patience.limits)
-        self.batch = self.operator.batch if isinstance(self.operator, ImageOperator) else 1
 
 
 @dataclass(slots=True)

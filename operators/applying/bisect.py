@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from operators.applying.patience import StopError
 from operators.applying.results import ContractError
-from operators.base import Decision, RowError
+from operators.base import Decision
+from operators.errors import RowError
 from operators.moment import kind_of
 
 

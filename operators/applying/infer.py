@@ -13,8 +13,8 @@ from operators.applying.results import ContractError, RowValue
 from operators.base import ImageOperator
 
 if TYPE_CHECKING:
-    from operators.applying.apply import Worker
     from operators.applying.shard_images import ShardImages
+    from operators.applying.worker import Worker
 
 GIVE_UP_AFTER = 4
 """Calls in a row that fail for the moment, when a batch is split for the last time."""

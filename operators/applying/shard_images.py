@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 
 from operators.applying.fetch_ahead import Fetch, FetchAhead
-from operators.base import RowError
+from operators.errors import RowError
 from operators.images.decoded import DecodedImage, decode
 from operators.moment import kind_of
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from operators.columns.schemas import SIDES
-from operators.detections.boxes import iou, suppress
+from operators.detections.boxes import areas, intersections, iou, suppress
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -29,6 +29,7 @@ class Detections:
         scores: float64 (rows,), NaN where null.
         names: Distinct classes in alphabetical order.
         codes: int64 (rows,), places in `names`, -1 where null.
+        crowds: bool (rows,): regions to ignore.
     """
 
     def __init__(self, column: pa.ChunkedArray) -> None:
@@ -43,6 +44,7 @@ class Detections:
         self.names: list[str] = sorted(name for name in pc.unique(classes).to_pylist() if name is not None)
         found = pc.index_in(classes, value_set=pa.array(self.names, pa.string()))
         self.codes: Integers = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+        self.crowds = pc.fill_null(pc.struct_field(rows, "crowd"), False).to_numpy().astype(bool)
 
     def __len__(self) -> int:
         return len(self.known)
@@ -121,3 +123,10 @@ def sightings(boxes: Floats, codes: Integers, scores: Floats, classes: int, even
 def overlaps(first: Floats, second: Floats) -> Floats:
     """IoU of each pair; of shape (n, m) also where one of them is empty."""
     return iou(first, second) if len(first) and len(second) else np.zeros((len(first), len(second)))
+
+
+def shares_inside(boxes: Floats, regions: Floats) -> Floats:
+    """The share of each box (n, 4) that lies in each region (m, 4), 0…1: (n, m), also where one of them is empty."""
+    if not len(boxes) or not len(regions):
+        return np.zeros((len(boxes), len(regions)))
+    return np.asarray(intersections(boxes, regions) / areas(boxes)[:, None])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,18 +18,30 @@ from operators.duplicates.near_vectors import NearVectors
 from operators.duplicates.representatives import Near, choose
 
 if TYPE_CHECKING:
-    from operators.applying.tasks import Tasks
-    from operators.deduplicate import Deduplicate
+    from operators.base import Tasks
 
 HASHES = {"file": "file_hash", "pixels": "pixel_hash"}
+
+
+class CopyParams(Protocol):
+    """What counts as a copy: the parameters of `deduplicate` that say so, under their names."""
+
+    @property
+    def by(self) -> Sequence[str]: ...
+    @property
+    def distance(self) -> int | None: ...
+    @property
+    def threshold(self) -> float | None: ...
+    @property
+    def embedding(self) -> str: ...
+    @property
+    def memory_gb(self) -> float: ...
 
 
 class Copies:
     """What is a copy of what among the rows of a table."""
 
-    def __init__(
-        self, params: Deduplicate.Params, rows: pa.Table, hash_column: str | None, tasks: Tasks | None = None
-    ) -> None:
+    def __init__(self, params: CopyParams, rows: pa.Table, hash_column: str | None, tasks: Tasks | None = None) -> None:
         self._params, self._tasks = params, tasks
         self._codes = {kind: codes(rows.column(HASHES[kind]))[0] for kind in HASHES if kind in params.by}
         self._columns: dict[str, str] = {kind: HASHES[kind] for kind in self._codes}

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.applying.tasks import Tasks
+from operators.base import Tasks
 from operators.columns.vectors import Vectors, normalised
 from operators.duplicates.vectors_of_a_cell import earliest_in_cell
 from operators.duplicates.voronoi import Borders, by_cell

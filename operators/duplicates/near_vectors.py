@@ -53,7 +53,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.applying.tasks import Tasks
+from operators.base import Tasks
 from operators.columns.vectors import Vectors
 from operators.duplicates.in_threads import in_threads
 from operators.duplicates.near_partitions import Partitions

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.base import OperatorError
+from operators.errors import OperatorError
 from operators.expressions.expression import ExpressionError, parse
 from operators.expressions.queries import bind, describe, plain, select
 

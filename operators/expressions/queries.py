@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from operators.base import OperatorError
+from operators.errors import OperatorError
 from operators.expressions.expression import Expression
 from operators.expressions.functions import FunctionError, Functions, connection
 

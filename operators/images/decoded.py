@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from operators.base import RowError
+from operators.errors import RowError
 from operators.images.jpeg import plain_jpeg
 from operators.images.rgb import grey_depth, to_rgb
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from operators.detections.sightings import Floats, Integers, Sightings, overlaps
+from operators.detections.sightings import Floats, Integers, Sightings, overlaps, shares_inside
 from operators.labels.findings import finding
 
 NEAR = 0.1
@@ -42,6 +42,19 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Regions:
+    """Where one image's objects were not told apart: what is seen there needs no label.
+
+    Attributes:
+        boxes: float64 (n, 4), xyxy in pixels.
+        codes: int64 (n,): the classes that were not told apart.
+    """
+
+    boxes: Floats
+    codes: Integers
+
+
+@dataclass(frozen=True)
 class Judgement:
     """What was found.
 
@@ -54,12 +67,15 @@ class Judgement:
     scores: list[float]
 
 
-def judge(labels: Labels, seen: Sightings, names: Sequence[str], overlap: float, floor: float) -> Judgement:
+def judge(
+    labels: Labels, seen: Sightings, ignored: Regions, names: Sequence[str], overlap: float, floor: float
+) -> Judgement:
     """Judge the labels of one image.
 
     Args:
         labels: Those that are usable.
         seen: What the detector says.
+        ignored: A sighting of which half lies in such a region of its class is not missing.
         names: Classes by number.
         overlap: Two labels with this IoU may be one object.
         floor: The least score of a finding.
@@ -74,6 +90,7 @@ def judge(labels: Labels, seen: Sightings, names: Sequence[str], overlap: float,
             released[partner] = False
         scores.append(found["score"])
         findings.append(found)
+    released &= ~_inside(seen, case.best, ignored)
     for sighting in np.flatnonzero(released).tolist():
         found = case.missing(sighting)
         scores.append(found["score"])
@@ -205,6 +222,12 @@ class _Case:
     def _named(self, sighting: int) -> str:
         code = int(self.best[sighting])
         return f"{self.names[code]} ({self.seen.scores[sighting, code]:.2f})"
+
+
+def _inside(seen: Sightings, best: Integers, ignored: Regions) -> np.ndarray:
+    """bool: whether each sighting lies in a region of its likeliest class to ignore."""
+    there = (shares_inside(seen.boxes, ignored.boxes) >= MET) & (best[:, None] == ignored.codes)
+    return np.asarray(there.any(axis=1))
 
 
 def _and(chance: float, doubt: float) -> float:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.base import RowError
-from operators.classify import class_texts
 from operators.detections.boxes import iou
 from operators.detections.crops import box_array, crop
 from operators.engines.embedding import encoder
+from operators.engines.embedding.encoder import class_texts
 from operators.engines.image_text_to_text import answerer
 from operators.engines.image_text_to_text.answerer import Reply
+from operators.errors import RowError
 from operators.images.decoded import DecodedImage
 from operators.models.card import Dtype, ModelCard
 from operators.ontology import Ontology

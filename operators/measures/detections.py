@@ -1,7 +1,8 @@
 """Detections against truth: COCO's average precision, and precision and recall of labels as they are.
 
 Both sides are lists of dicts with COCO's keys: ``image_id``, ``category_id`` (from 1), ``bbox`` (x, y, width, height in
-pixels), optionally ``segmentation`` (RLE), and ``score`` on the found side.
+pixels), optionally ``segmentation`` (RLE); ``score`` on the found side, ``area`` and ``iscrowd`` on the true one. A
+true region with ``iscrowd`` is one to ignore: what is found in it is neither right nor wrong.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from operators.detections.boxes import iou
+from operators.detections.sightings import shares_inside
 
 Box = Mapping[str, Any]
 
@@ -51,9 +53,11 @@ def average_precision(
 ) -> AveragePrecision:
     """COCO's average precision (Lin et al. 2014), by pycocotools, at most 100 detections an image.
 
+    Of equal scores those come first whose image has the smaller id, then those that stand first in `found`.
+
     Args:
         truth: What is there. Its size is its ``area``, else that of its ``segmentation``, else of its box.
-        found: What was found.
+        found: What was found. Its size is that of its mask where masks are compared, else of its box.
         images: Ids of all images that were looked at.
         classes: Names of the categories 1, 2, ….
         by: Overlap of boxes or of masks.
@@ -61,10 +65,14 @@ def average_precision(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    annotations = [{**each, "id": number, "area": _area(each), "iscrowd": 0} for number, each in enumerate(truth, 1)]
+    annotations = [
+        {**each, "id": number, "area": _area(each), "iscrowd": int(is_crowd(each))}
+        for number, each in enumerate(truth, 1)
+    ]
     if not found:
         known = np.arange(1, len(classes) + 1)
-        there = [[each["category_id"] for each in annotations if low <= each["area"] <= high] for low, high in _SIZES]
+        objects = [each for each in annotations if not each["iscrowd"]]
+        there = [[each["category_id"] for each in objects if low <= each["area"] <= high] for low, high in _SIZES]
         every, small, medium, large = (np.where(np.isin(known, some), 0.0, np.nan) for some in there)
         return AveragePrecision(every, every, every, small, medium, large, every)
     shapes = {each["image_id"]: each.get("segmentation") for each in (*truth, *found) if each.get("segmentation")}
@@ -77,7 +85,10 @@ def average_precision(
             "annotations": annotations,
         }
         coco.createIndex()
-        scores = COCOeval(coco, coco.loadRes([dict(each) for each in found]), by)
+        # With a box, pycocotools takes the box's area for a mask's.
+        without = "bbox" if by == "segm" else "segmentation"
+        results = [{key: value for key, value in each.items() if key != without} for each in found]
+        scores = COCOeval(coco, coco.loadRes(results), by)
         scores.evaluate()
         scores.accumulate()
     precision = scores.eval["precision"][..., -1]  # IoU, recall, class, size; -1 where there is no object
@@ -106,6 +117,11 @@ def _size(shape: Any) -> dict[str, int]:
     return {} if shape is None else dict(zip(("height", "width"), shape["size"], strict=True))
 
 
+def is_crowd(each: Box) -> bool:
+    """Whether it is a region to ignore."""
+    return bool(each.get("iscrowd"))
+
+
 @dataclass(frozen=True)
 class Pair:
     """Positions in the two lists of something found and of what it is, and the IoU of their boxes."""
@@ -115,17 +131,63 @@ class Pair:
     iou: float
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What was found, held against what is there.
+
+    Attributes:
+        objects: How many objects are there, regions to ignore not among them.
+        labels: How many were found and count: all but the ignored.
+        pairs: Those that are right.
+        ignored: Positions of those found that are no object but lie in a region to ignore.
+    """
+
+    objects: int
+    labels: int
+    pairs: list[Pair]
+    ignored: frozenset[int]
+
+
+def compare(truth: Sequence[Box], found: Sequence[Box], least: float = 0.5) -> Comparison:
+    """Match what was found with the objects; of what is left, ignore what lies in a region of its class to ignore.
+
+    As COCOeval does it: the share of the found box that lies in the region's box takes the place of the IoU.
+
+    Args:
+        truth: What is there.
+        found: What was found; a score of None counts as 1.
+        least: The IoU, or that share, that they must have at least.
+    """
+    pairs = match(truth, found, least)
+    crowds: dict[tuple[int, int], list[Box]] = {}
+    for each in truth:
+        if is_crowd(each):
+            crowds.setdefault((each["image_id"], each["category_id"]), []).append(each)
+    ignored: set[int] = set()
+    if crowds:
+        right = {pair.found for pair in pairs}
+        for number, each in enumerate(found):
+            regions = crowds.get((each["image_id"], each["category_id"]))
+            if regions and number not in right:
+                boxes = np.array([corners(region["bbox"]) for region in regions])
+                if shares_inside(np.array([corners(each["bbox"])]), boxes).max() >= least:
+                    ignored.add(number)
+    objects = len(truth) - sum(map(is_crowd, truth))
+    return Comparison(objects, len(found) - len(ignored), pairs, frozenset(ignored))
+
+
 def match(truth: Sequence[Box], found: Sequence[Box], least: float = 0.5) -> list[Pair]:
     """Give each found box, best score first, the free true box of its image and class that it overlaps most.
 
     Args:
-        truth: What is there.
+        truth: What is there. Regions to ignore are nobody's.
         found: What was found; a score of None counts as 1.
         least: The IoU that they must have at least.
     """
     free: dict[tuple[int, int], list[int]] = {}
     for number, each in enumerate(truth):
-        free.setdefault((each["image_id"], each["category_id"]), []).append(number)
+        if not is_crowd(each):
+            free.setdefault((each["image_id"], each["category_id"]), []).append(number)
     scores = [1.0 if each.get("score") is None else float(each["score"]) for each in found]
     pairs = []
     for number in sorted(range(len(found)), key=lambda index: (-scores[index], index)):

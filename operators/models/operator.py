@@ -6,6 +6,22 @@ from operators.base import ImageOperator, Needs, OperatorParams, tuning
 from operators.models.card import Dtype, ModelCard
 from operators.models.weights import verify
 
+LIBRARIES = {
+    "open_clip": ("torch", "operators.engines.embedding.open_clip_library"),
+    "transformers": ("torch", "transformers"),
+    "segment_anything": ("torch", "segment_anything"),
+    "doctr": ("torch", "doctr.models"),
+    "groundingdino": ("torch", "transformers"),
+    "l2cs": ("torch", "torchvision"),
+    "openai": ("openai",),
+}
+"""What an engine imports to build a model; onnxruntime, of others, starts threads when it is imported."""
+
+
+def libraries_of(card: ModelCard) -> tuple[str, ...]:
+    """Modules that building a card's model imports; see `Operator.libraries`."""
+    return LIBRARIES.get(card.engine, ())
+
 
 class ModelParams(OperatorParams):
     """Parameters of every such operator. One narrows `model` to the cards it can use.
@@ -34,6 +50,9 @@ class ModelOperator(ImageOperator):
 
     def ready(self) -> None:
         verify(self.params.model)
+
+    def libraries(self) -> tuple[str, ...]:
+        return libraries_of(self.params.model)
 
 
 class LabelOperator(ModelOperator):

@@ -28,7 +28,8 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Tell one image's whole story: every step and decision, and why."""
-    from pipelines.inspection.status import explain_image, print_explanation
+    from pipelines.inspection.explain import print_explanation
+    from pipelines.run_folder.image_story import explain_image
 
     story = explain_image(run_folder(run), key)
     show(story, as_json, print_explanation, default=str)
@@ -37,8 +38,12 @@ def explain(
 @user_errors
 def evaluate(
     truth: Annotated[
-        Path,
-        typer.Option(metavar="PATH", help="A COCO file, or a folder such as OUT/truth that `labelmill world` writes."),
+        str,
+        typer.Option(
+            metavar="PATH",
+            help="Labels of any kind that a source can be (COCO, data.yaml, a folder, …), a folder such as OUT/truth "
+            "that `labelmill world` writes, another run, or a run that was reviewed.",
+        ),
     ],
     run: RunArgument = None,
     calibrate: Annotated[

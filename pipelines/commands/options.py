@@ -64,6 +64,9 @@ Overrides = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script to read.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Labels of the source that are missing altogether, or refused, are an error.")
+]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="At most so many workers in a pool; also the CPUs of a local Ray.")
 ]
@@ -199,7 +202,7 @@ def show(
 def run_folder(given: str | None) -> str:
     """The run that was named, or the newest one below runs/."""
     from pipelines.errors import UserError, nearest
-    from pipelines.run import PIPELINE_FILE
+    from pipelines.run_folder.reopen import PIPELINE_FILE
     from pipelines.run_folder.store import Store
 
     found = sorted(Path("runs").glob(f"*/{PIPELINE_FILE}"), key=lambda path: path.stat().st_mtime)

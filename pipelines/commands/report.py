@@ -14,10 +14,11 @@ from pipelines.commands.options import RunArgument, console, run_folder, user_er
 def report(
     run: RunArgument = None,
     truth: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="PATH",
-            help="Hold the run against this: a COCO file, or a folder such as OUT/truth that `labelmill world` writes.",
+            help="Hold the run against this: labels of any kind that a source can be, another run, or a run that was "
+            "reviewed.",
         ),
     ] = None,
     out: Annotated[

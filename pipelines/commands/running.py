@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 from typing import Annotated
@@ -16,6 +17,7 @@ from pipelines.commands.options import (
     GpuMemory,
     Overrides,
     PipelineFile,
+    Strict,
     Workers,
     command_line,
     console,
@@ -29,7 +31,13 @@ def run(
     context: typer.Context,
     pipeline: PipelineFile,
     set_: Overrides = None,
-    inline: Annotated[bool, typer.Option("--inline", help="Run in this process, without Ray.")] = False,
+    inline: Annotated[bool, typer.Option("--inline", help="Run in this process alone, for debugging.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Run in processes of this machine; what is done where nothing is said.")
+    ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Run on Ray: the cluster of --address or RAY_ADDRESS, else a local one.")
+    ] = False,
     workers: Workers = None,
     address: Address = None,
     gpu_memory: GpuMemory = None,
@@ -37,6 +45,7 @@ def run(
         bool, typer.Option("-v", "--verbose", help="Show Ray's own messages and full tracebacks.")
     ] = False,
     report: Annotated[bool, typer.Option(help="Write report.html at the end.")] = True,
+    strict: Strict = False,
     patience: Annotated[
         float,
         typer.Option(
@@ -62,17 +71,34 @@ def run(
     from operators.applying.results import ContractError
     from operators.secrets import hide
     from pipelines.config.pipeline import load_pipeline
+    from pipelines.engine.local import end_early, prepare, start_early
     from pipelines.engine.outages import EXIT_UNDONE, undone_line
     from pipelines.engine.terminal import TerminalReporter
     from pipelines.run import Options
     from pipelines.run import run as run_pipeline
 
-    loaded = load_pipeline(pipeline, set_)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
+    if inline + local + ray > 1 or (address and (inline or local)):
+        raise typer.BadParameter("--inline, --local and --ray (or --address) say where to run; give one of them")
     reporter = TerminalReporter(console(stderr=as_json))
+    limits = Limits(patience, keep_going)
+    options = Options(
+        inline,
+        workers,
+        address,
+        verbose,
+        report=report,
+        strict=strict,
+        gpu_memory_gb=gpu_memory,
+        limits=limits,
+        ray=ray,
+        local=local,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
     try:
-        limits = Limits(patience, keep_going)
-        options = Options(inline, workers, address, verbose, report, gpu_memory, limits)
+        if not (inline or ray or address or os.environ.get("RAY_ADDRESS")):
+            start_early()
+        loaded = load_pipeline(pipeline, set_)
+        prepare(loaded.steps)
         summary = run_pipeline(loaded, options, reporter)
     except KeyboardInterrupt:
         reporter.close()
@@ -84,24 +110,27 @@ def run(
         raise typer.Exit(1) from error if verbose else None
     finally:
         reporter.close()
+        end_early()
     if as_json:
         typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
     else:
         reporter.finished(summary, loaded.settings.output)
     undone = undone_line(summary)
     if undone is not None:
-        typer.echo(f"{undone}: {command_line(context)}", err=True)
+        typer.echo(f"{undone}: {hide(command_line(context))}", err=True)
         raise typer.Exit(EXIT_UNDONE)
 
 
 @user_errors
-def check(pipeline: PipelineFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+def check(pipeline: PipelineFile, set_: Overrides = None, strict: Strict = False, as_json: AsJson = False) -> None:
     """Check a pipeline file: names, parameters, columns and types.
 
-    Reads no image and starts nothing. With --json the mistakes found are printed as JSON too.
+    Looks also whether weights and source are here, and what labels the source has, unless it is remote. Decodes no
+    image and starts nothing. With --json the mistakes found are printed as JSON too.
     """
     from pipelines.config.pipeline import load_pipeline
     from pipelines.errors import ConfigError
+    from pipelines.inspection.look import look_at
 
     try:
         loaded = load_pipeline(pipeline, set_)
@@ -110,15 +139,29 @@ def check(pipeline: PipelineFile, set_: Overrides = None, as_json: AsJson = Fals
             raise
         typer.echo(json.dumps({"pipeline": pipeline, "good": False, "problems": error.problems}, indent=2))
         raise typer.Exit(2) from None
+    looked = look_at(loaded)
+    problems = looked.problems + (looked.missing + looked.refused if strict else [])
+    if problems and not as_json:
+        raise ConfigError([f"{pipeline}: {problem}" for problem in problems])
+    if problems:
+        typer.echo(json.dumps({"pipeline": pipeline, "good": False, "problems": problems}, indent=2))
+        raise typer.Exit(2)
     steps = [step.name for step in loaded.steps]
     exports = [export.name for export in loaded.exports]
     output = loaded.settings.output
     if as_json:
         found = {"pipeline": pipeline, "good": True, "steps": steps, "exports": exports, "output": output}
+        found |= {"source": looked.told, "warnings": looked.warnings, "before_a_run": looked.first}
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         told = f"{counted(len(steps), 'step')}, exports: {', '.join(exports) or 'none'}, output: {output}"
-        typer.echo(f"{pipeline}: good. {told}\nNext: labelmill run {shlex.quote(pipeline)}")
+        for warning in looked.warnings:
+            typer.echo(f"warning {warning}")
+        typer.echo(f"source  {looked.told}")
+        typer.echo(f"{pipeline}: good. {told}")
+        for problem in looked.first:
+            typer.echo(f"before a run: {problem}")
+        typer.echo(f"{'Then' if looked.first else 'Next'}: labelmill run {shlex.quote(pipeline)}")
 
 
 @user_errors
@@ -141,7 +184,7 @@ def plan(
     Tells each step, how much of it is done already, and how the rest is placed on this machine or on another cluster.
     """
     from pipelines.config.pipeline import load_pipeline
-    from pipelines.inspection.status import plan_of, print_plan
+    from pipelines.inspection.plan import plan_of, print_plan
 
     planned = plan_of(load_pipeline(pipeline, set_), workers, resources, gpu_memory)
     show(planned, as_json, print_plan)

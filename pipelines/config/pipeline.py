@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from operators.base import Operator, OperatorError
+from operators.base import Operator
+from operators.errors import OperatorError
 from operators.ontology import Ontology
 from operators.registry import UnknownOperator, find, step_name
 from operators.secrets import keep_options, plain_options

@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow as pa
 
 from operators.applying.results import join_result
-from operators.applying.tasks import Tasks
-from operators.base import DatasetOperator, TableResult
+from operators.base import DatasetOperator, TableResult, Tasks
+from pipelines.engine.outages import stopped
+from pipelines.engine.provisional import is_provisional
 from pipelines.engine.receipts import OnNews, Receipt, Working, receipt_of
 from pipelines.engine.work import PARTIAL_SECONDS, load
 from pipelines.run_folder.layout import Layout, active_rows, column_of
@@ -68,11 +69,13 @@ def run_dataset_step(
             if on_news is not None:
                 on_news(Working(step.name, 0, began))
             told = start_tasks and partial(_TellingTasks, start_tasks, step.name, began, on_news)
+            # They are decided together: none is for good while images may come to one of them.
+            provisional = is_provisional(layout, step.depends, members)
             for shard, table in _compute(layout, step, operator, members, decided, told):
                 if shard in done:
                     continue
                 table = table.replace_schema_metadata({GENERATION: str(generation).encode()})
-                layout.store.write_table(layout.file(step.position, shard), table)
+                layout.write(step.position, shard, table, provisional)
                 seconds = (time.perf_counter() - started) / max(1, len(members))
                 receipt = receipt_of(step, shard, table, seconds=seconds, began=began)
                 receipts.append(receipt)
@@ -113,7 +116,7 @@ def _compute(
     with tempfile.TemporaryDirectory(prefix="labelmill-") as folder:
         new, positions = _gather(layout, step, members, os.path.join(folder, "new.arrow"), with_results=False)
         old, _ = _gather(layout, step, decided, os.path.join(folder, "old.arrow"), with_results=True)
-        with _tasks(layout, start_tasks) as operator.tasks:
+        with _tasks(layout, start_tasks) as operator.tasks, stopped([step]):
             result = operator.compute(new, old)
         start = 0
         for shard in members:
@@ -139,7 +142,7 @@ class _TellingTasks:
     def map(
         self, function: Callable[[Any, Any], Any], shared: Any, arguments: Iterable[Any]
     ) -> Iterator[tuple[int, Any]]:
-        """See `operators.applying.tasks.Tasks`."""
+        """See `operators.base.Tasks`."""
         for result in self._tasks.map(function, shared, arguments):
             self._parts += 1
             if self._on_news is not None and time.monotonic() - self._told >= PARTIAL_SECONDS:

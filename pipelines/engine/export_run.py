@@ -6,19 +6,22 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
 
+from operators.columns.schemas import DETECTIONS
 from operators.images.decoded import image_size
 from operators.ontology import Ontology
 from pipelines.config.pipeline import Export, Pipeline
 from pipelines.errors import UserError
 from pipelines.exports import exporter
-from pipelines.exports.base import Dataset, ExportError, ExportImage
-from pipelines.exports.columns import find_column, labels_column, models_used
+from pipelines.exports.base import Exporter
+from pipelines.exports.columns import export_labels, find_column, made_of_source, models_used, raw_problem, raw_step
+from pipelines.exports.dataset import Dataset, ExportError, ExportImage
 from pipelines.exports.files import Output
 from pipelines.run_folder.layout import Layout, column_of
 from pipelines.run_folder.outcomes import outcomes
@@ -28,6 +31,9 @@ from pipelines.sources import Fetcher
 from pipelines.steps import ColumnError, Input, Step, resolve
 
 MARKER = "export.json"
+
+REVIEWED = "reviewed_at"
+"""The column that says that a person decided; see `operators.review`."""
 
 
 def export_all(
@@ -80,8 +86,11 @@ def _write(
         ],
         "models": models_used(layout.steps),
     }
-    images = export_images(pipeline, layout, shards, fetch)
-    dataset = Dataset(images, classes, _splits(layout, shards), fetch, provenance)
+    left_out: Counter[str] = Counter()
+    images = _wanted(
+        export_images(pipeline, layout, shards, fetch), writer, _labelled(pipeline, layout, shards), left_out
+    )
+    dataset = Dataset(images, classes, _splits(layout, shards), fetch, provenance, left_out)
     if store.is_local:
         final, temporary = store.path(name), store.path(f"exports/{TEMPORARY}{export.name}")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -96,18 +105,61 @@ def _write(
         if store.exists(name):
             store.fs.rm(store.path(name), recursive=True)
         summary = writer.write(dataset, Output(store.fs, store.path(name)))
-    return asdict(summary)
+    return {**asdict(summary), "left_out": dict(left_out)}
+
+
+def _labelled(pipeline: Pipeline, layout: Layout, shards: dict[int, int]) -> bool:
+    """Whether anybody, a step or the source, looked for objects in any image.
+
+    Raises:
+        ExportError: Nobody has decided about the detections that there are.
+    """
+    if export_labels(layout.steps, pipeline.labels).step is not None:
+        return True
+    states = (read_shard(layout.store, shard, ["label_state"]).column(0).unique().to_pylist() for shard in shards)
+    if any(set(found) - {"unread"} for found in states):
+        return True
+    if (step := raw_step(layout.steps)) is not None:
+        raise ExportError(f"the dataset {raw_problem(step)}; the source has no labels either")
+    return False
+
+
+def _wanted(
+    images: Iterator[ExportImage], writer: Exporter, labelled: bool, left_out: Counter[str]
+) -> Iterator[ExportImage]:
+    """The images that an export writes: those that somebody looked at, unless it is told otherwise.
+
+    Args:
+        images: All that the run kept.
+        writer: The export.
+        labelled: Whether somebody looked at any.
+        left_out: Counts the others.
+    """
+    alone = writer.images_alone == "always" or (not labelled and writer.images_alone != "never")
+    for image in images:
+        if writer.labelled(image) or (image.label_state == "refused" and writer.params.refused == "rest"):
+            yield image
+        elif image.label_state == "refused" and writer.images_alone == "always":
+            yield replace(image, detections=[], label_state="unread")
+        elif image.label_state == "unread" and writer.params.unread == "background":
+            yield replace(image, label_state="read")
+        elif image.label_state == "unread" and alone:
+            yield image
+        else:
+            left_out[image.label_state] += 1
 
 
 def export_images(pipeline: Pipeline, layout: Layout, shards: dict[int, int], fetch: Fetcher) -> Iterator[ExportImage]:
     """The images that every step kept, in order of image_id, with what the run says of them."""
     steps, wanted = layout.steps, pipeline.columns
-    labels = labels_column(steps, wanted.labels)
+    labels = export_labels(steps, wanted.labels)
+    from_source = made_of_source(labels, steps)
     more = [find_column(key, wanted, steps) for key in ("words", "caption", "class")]
     split = _optional("split", steps) or Input(None, "split", pa.string())
     sizes = [_optional(name, steps) for name in ("width", "height", "format")]
     for outcome in outcomes(layout, shards):
-        rows = read_shard(layout.store, outcome.shard, ["image_id", "key", "uri"]).to_pylist()
+        rows = read_shard(layout.store, outcome.shard, ["image_id", "key", "uri", "label_state"]).to_pylist()
+        reviewed = _reviewed(layout, labels, outcome.shard)
         found = column_of(layout, labels, outcome.shard)
         splits = column_of(layout, split, outcome.shard).to_pylist()
         known, told = (
@@ -120,6 +172,11 @@ def export_images(pipeline: Pipeline, layout: Layout, shards: dict[int, int], fe
             width, height, kind = (None if column is None else column[index].as_py() for column in known)
             if width is None or height is None or kind is None:
                 width, height, kind = _measure(fetch(row["uri"]))
+            detections, state = found[index].as_py(), "read"
+            if from_source and index not in reviewed:
+                state = row["label_state"]
+            elif detections is None:
+                state = "unread"
             words, caption, image_class = (None if column is None else column[index].as_py() for column in told)
             yield ExportImage(
                 image_id=row["image_id"],
@@ -128,12 +185,26 @@ def export_images(pipeline: Pipeline, layout: Layout, shards: dict[int, int], fe
                 width=int(width),
                 height=int(height),
                 split=splits[index],
-                detections=found[index].as_py() or [],
+                detections=detections or [],
                 format=kind,
                 words=words,
                 caption=caption,
                 image_class=image_class,
+                label_state=state,
             )
+
+
+def _reviewed(layout: Layout, labels: Input, shard: int) -> set[int]:
+    """The rows whose labels are those of a person: whatever the source's were, these are all."""
+    step = labels.step
+    while step is not None:
+        schema = layout.steps[step].operator.writes()
+        if REVIEWED in schema.names:
+            told = column_of(layout, Input(step, REVIEWED, schema.field(REVIEWED).type), shard)
+            return {index for index, value in enumerate(told.to_pylist()) if value is not None}
+        read = [each.step for each in layout.steps[step].inputs.values() if each.type.equals(DETECTIONS)]
+        step = next((each for each in read if each is not None), None)
+    return set()
 
 
 def _image_classes(pipeline: Pipeline, layout: Layout, shards: dict[int, int]) -> list[str]:
@@ -185,6 +256,9 @@ def _fingerprint(pipeline: Pipeline, layout: Layout, shards: dict[int, int], cla
         "steps": [step.fingerprint for step in layout.steps],
         "shards": sorted(shards.items()),
     }
+    provisional = layout.provisional_state()
+    if provisional:
+        content["provisional"] = provisional
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import sys
-import threading
 import uuid
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
@@ -27,16 +24,22 @@ import pyarrow as pa
 from operators.applying.results import ContractError
 from operators.registry import is_built_in
 from pipelines.engine.dataset_steps import run_dataset_step
+from pipelines.engine.deaths import RETRIES, died_too_often
+from pipelines.engine.outages import AcceleratorLost
 from pipelines.engine.placement import Phase
 from pipelines.engine.ray_news import Teller, Watch, collected
-from pipelines.engine.ray_tasks import RETRIES, RayTasks
+from pipelines.engine.ray_tasks import RayTasks
 from pipelines.engine.receipts import OnNews
+from pipelines.engine.spread import Pool
 from pipelines.engine.work import ShardWorker, use_threads
 from pipelines.errors import UserError
 from pipelines.run_folder.layout import Layout
 from pipelines.sources import Fetcher
-from pipelines.spread import Pool
 from pipelines.steps import Step
+
+FOR_EVER = -1
+"""What Ray is told of retries of a shard. It counts the seconds in which a lost node is not yet known to be lost as so
+many deaths; `_PoolWorker` counts how often a shard was really begun."""
 
 
 @contextmanager
@@ -51,6 +54,8 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
     if not verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Or a thread that still waits for something when a run is stopped would start a cluster of its own.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS")
@@ -73,7 +78,8 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
         _quiet(verbose)
         yield
     finally:
-        ray.shutdown()
+        with _no_stderr(not verbose):
+            ray.shutdown()
 
 
 def _start_local(cpus: int | None, common: dict[str, Any]) -> None:
@@ -120,7 +126,7 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     _ship_user_code(layout.steps)
-    with collected(on_news, sum(pool.workers for pool in phase.pools)) as watch:
+    with collected(on_news, sum(pool.workers for pool in phase.pools)) as watch, _watched(watch):
         items = [{"shard": shard} for shard in shards]
         dataset: Any = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
         for pool in phase.pools:
@@ -131,7 +137,7 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
                     "fn": _do,
                     "fn_args": (uuid.uuid4().hex, layout, pool, fetch, watch.teller()),
                     "compute": TaskPoolStrategy(size),
-                    "max_retries": RETRIES,
+                    "max_retries": FOR_EVER,
                 }
             else:
                 how = {
@@ -152,36 +158,29 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
                     num_gpus=pool.gpus or None,
                     memory=pool.memory_gb * 1e9,
                 )
-        blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        _wait_for(lambda: deque(blocks, maxlen=0), watch)
-
-
-def _wait_for(work: Callable[[], Any], watch: Watch) -> None:
-    """Do something that ends when workers are done, unless it is seen that none works any more.
-
-    Raises:
-        ContractError, UserError: What a worker raised, as it raised it; or that the run stands still.
-    """
-    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-
-    def run() -> None:
         try:
-            work()
-            ended.put(None)
-        except BaseException as error:
-            ended.put(error)
-
-    # Ray's own calls wait without an end, and nothing but another thread can leave them.
-    threading.Thread(target=run, name="ray", daemon=True).start()
-    while True:
-        try:
-            error = ended.get(timeout=0.5)
-        except queue.Empty:
-            watch.check()
-            continue
-        if error is not None:
+            for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                pass
+        except Exception as error:
             raise _cause(error) from None
-        return
+
+
+@contextmanager
+def _watched(watch: Watch) -> Iterator[None]:
+    """Datasets that are made in the block look at each step of their execution whether anybody works."""
+    from ray.data import DataContext
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    class Look(ExecutionCallback):
+        def on_execution_step(self, executor: Any) -> None:
+            watch.check()
+
+    callbacks = DataContext.get_current().custom_execution_callback_classes
+    callbacks.append(Look)
+    try:
+        yield
+    finally:
+        callbacks.remove(Look)
 
 
 def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_news: OnNews) -> None:
@@ -200,7 +199,13 @@ def run_barrier(layout: Layout, step: Step, shards: Sequence[int], on_news: OnNe
                     layout, step, shards, teller.tell, lambda folder: RayTasks(folder, step.operator.needs().gpu)
                 )
 
-        _wait_for(lambda: ray.get(ray.remote(num_cpus=1, max_retries=RETRIES)(work).remote()), watch)
+        task = ray.remote(num_cpus=1, max_retries=RETRIES)(work).remote()
+        while not ray.wait([task], timeout=1.0)[0]:
+            watch.check()
+        try:
+            ray.get(task)
+        except Exception as error:
+            raise _cause(error) from None
 
 
 def _cpus_of_this_node() -> int:
@@ -222,7 +227,7 @@ class _Actors:
 
         node = next(self._nodes)
         where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)} if node else {}
-        return {"max_task_retries": RETRIES, **where}
+        return {"max_task_retries": FOR_EVER, **where}
 
 
 class _PoolWorker:
@@ -231,12 +236,20 @@ class _PoolWorker:
     def __init__(self, layout: Layout, pool: Pool, fetch: Fetcher, teller: Callable[[], Teller]) -> None:
         use_threads()
         self._worker = ShardWorker(layout, pool.positions, fetch, pool.threads)
+        self._positions = pool.positions
         self._teller = teller()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        with self._teller.at_work():
-            for shard in block.column("shard").to_pylist():
-                self._worker.run(shard, self._teller.tell)
+        for shard in block.column("shard").to_pylist():
+            with self._teller.at_work((self._positions, shard)) as begun:
+                if begun > RETRIES + 1:
+                    raise died_too_often()
+                try:
+                    self._worker.run(shard, self._teller.tell)
+                except AcceleratorLost:
+                    if begun > RETRIES:
+                        raise
+                    os._exit(1)  # another process can use the GPU again: Ray starts one and gives it this shard
         return block
 
 
@@ -286,10 +299,7 @@ def _cause(error: BaseException) -> BaseException:
         if isinstance(seen, (ContractError, UserError)):
             return seen
         if isinstance(seen, (RayActorError, WorkerCrashedError)):
-            return UserError(
-                f"workers died {RETRIES + 1} times on the same work: out of memory, or a library crashed. What "
-                "was finished is kept. Try fewer --workers or a smaller `batch`; --inline shows the crash"
-            )
+            return died_too_often()
         inner = getattr(seen, "cause", None)
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     return error

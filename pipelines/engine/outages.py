@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from operators.applying.patience import StopError
-from operators.moment import kind_of
+from operators.moment import Kind, kind_of
 from operators.wording import counted
 from pipelines.errors import UserError
 from pipelines.steps import Step
 
 KEPT = "What was finished is kept"
 
+ADVICE: dict[Kind, str] = {
+    "memory": "there is too little memory; end other programs, or take a machine with more",
+    "machine": "the machine lacks something; raise its limit (ulimit -a), or end other programs",
+    "network": "something cannot be reached; see that it can",
+}
+
 EXIT_UNDONE = 3
 """Exit status of a run that leaves images undone."""
+
+
+class Stopped(UserError):
+    """A step lacks something as a whole."""
+
+    exit_status = 1
 
 
 class Outage(UserError):
@@ -65,7 +78,7 @@ def stopped(steps: Sequence[Step]) -> Iterator[None]:
     """Name the steps in what stops them.
 
     Raises:
-        UserError: An operator's StopError.
+        UserError: An operator's StopError, or that something is lacking which no single image asked for.
         AcceleratorLost: A GPU is of no more use in this process.
     """
     names = " and ".join(step.name for step in steps)
@@ -73,10 +86,17 @@ def stopped(steps: Sequence[Step]) -> Iterator[None]:
         yield
     except StopError as error:
         raise UserError(f"step {names!r} cannot go on: {error}. {KEPT}") from error
+    except UserError:
+        raise
     except Exception as error:
-        if kind_of(error) != "accelerator":
-            raise
-        raise AcceleratorLost(names, str(error).strip().partition("\n")[0]) from error
+        kind, text = kind_of(error), (str(error).strip() or type(error).__name__).partition("\n")[0]
+        if kind == "accelerator":
+            raise AcceleratorLost(names, text) from error
+        if kind is None or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise  # the latter: `pipelines.run_folder.output_error` has a word on it
+        raise Stopped(
+            f"step {names!r} is stopped: {ADVICE[kind]} ({text}). {KEPT}: then run the same command again"
+        ) from error
 
 
 def undone_line(summary: Mapping[str, Any]) -> str | None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from operators.base import Needs
+from pipelines.engine.resources import Resources as Resources
+from pipelines.engine.spread import BASE_GB, CUDA_GB, MEMORY_SHARE, Group, spread
+from pipelines.engine.spread import Pool as Pool
 from pipelines.errors import UserError
-from pipelines.resources import Resources as Resources
-from pipelines.spread import BASE_GB, CUDA_GB, MEMORY_SHARE, Group, spread
-from pipelines.spread import Pool as Pool
 from pipelines.steps import Step
 
 DECODE_SECONDS = 0.003

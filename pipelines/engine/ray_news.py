@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from pipelines.engine.receipts import News, OnNews, Partial
@@ -34,15 +35,28 @@ BUSY = 0.05
 """The part of a core that a worker uses if it computes. One that only waits uses some thousandths."""
 
 
+Work = tuple[Any, ...]
+"""What one worker does at a time: steps and a shard."""
+
+
 class _Collector:
     """Keeps what the workers tell until the driver asks for it."""
 
     def __init__(self) -> None:
         self._news: list[News] = []
         self._heard = self._moved = False
+        self._begun: Counter[Work] = Counter()
 
-    def add(self, news: list[News], busy: bool) -> None:
+    def begin(self, work: Work) -> int:
+        """How often some work was begun and not ended, this time included."""
+        self._heard = True
+        self._begun[work] += 1
+        return self._begun[work]
+
+    def add(self, news: list[News], busy: bool, ended: Work | None = None) -> None:
         self._news += news
+        if ended is not None:
+            self._begun.pop(ended, None)
         self._heard = True
         self._moved = self._moved or busy or bool(news)
 
@@ -53,16 +67,36 @@ class _Collector:
         return gathered
 
 
+class Line:
+    """The collector, as a worker calls it."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def begin(self, work: Work) -> int:
+        """See `_Collector.begin`. It waits for the answer: a worker that dies the next moment has been counted."""
+        import ray
+
+        try:
+            return int(ray.get(self._actor.begin.remote(work), timeout=60))
+        except ray.exceptions.RayError:
+            return 1  # a run whose news is lost goes on
+
+    def add(self, news: list[News], busy: bool, ended: Work | None) -> None:
+        """Send news, whether this process has computed, and what it has ended."""
+        self._actor.add.remote(news, busy, ended)
+
+
 class Teller:
     """A worker's side: gathers news while the worker is at work, and sends it at intervals and when the work is done.
 
     Args:
-        send: Sends news, and whether this process has computed.
+        line: What it sends to.
         seconds: Between two messages.
     """
 
-    def __init__(self, send: Callable[[list[News], bool], Any], seconds: float) -> None:
-        self._send, self._seconds = send, seconds
+    def __init__(self, line: Line, seconds: float) -> None:
+        self._line, self._seconds = line, seconds
         self._news: dict[Any, News] = {}
         self._lock = threading.Lock()
         self._since = time.monotonic(), time.process_time()
@@ -75,12 +109,17 @@ class Teller:
             self._news[key] = news
 
     @contextmanager
-    def at_work(self, waits: bool = False) -> Iterator[None]:
+    def at_work(self, work: Work | None = None, waits: bool = False) -> Iterator[int]:
         """Tell, while the block is not left, that the worker lives.
 
         Args:
+            work: Which work it is, if it is to be known how often it was begun.
             waits: Whether it may wait for others as long as they like; then it always counts as one that computes.
+
+        Returns:
+            How often the work was begun and not ended, this time included: once more than workers died on it.
         """
+        begun = self._line.begin(work) if work is not None else 1
         done = threading.Event()
         self._since = time.monotonic(), time.process_time()
 
@@ -91,18 +130,18 @@ class Teller:
         thread = threading.Thread(target=keep_telling, name="teller", daemon=True)
         thread.start()
         try:
-            yield
+            yield begun
         finally:
             done.set()
             thread.join()
-            self._flush()
+            self._flush(ended=work)
 
-    def _flush(self, waits: bool = False) -> None:
+    def _flush(self, waits: bool = False, ended: Work | None = None) -> None:
         with self._lock:
             news, self._news = list(self._news.values()), {}
             (began, used), self._since = self._since, (time.monotonic(), time.process_time())
             elapsed, computed = self._since[0] - began, self._since[1] - used
-        self._send(news, waits or computed > BUSY * elapsed)
+        self._line.add(news, waits or computed > BUSY * max(elapsed, self._seconds), ended)
 
 
 class Watch:
@@ -122,16 +161,15 @@ class Watch:
 
     def teller(self) -> Callable[[], Teller]:
         """Makes a worker's `Teller`, in the worker."""
-        collector, seconds = self.collector, self.seconds
-        return lambda: Teller(lambda news, busy: collector.add.remote(news, busy), seconds)
+        return partial(Teller, Line(self.collector), self.seconds)
 
     def take(self, heard: bool, moved: bool) -> None:
         """Note what was drained."""
         now = time.monotonic()
+        if moved or (heard and not self._ever):
+            self._moved = now
         if heard:
             self._heard, self._ever = now, True
-        if moved:
-            self._moved = now
 
     def check(self) -> None:
         """Say so if the run stands still.

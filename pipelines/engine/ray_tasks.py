@@ -1,22 +1,19 @@
-"""Parts of a dataset step as Ray tasks: `operators.applying.tasks.Tasks` on the cluster that the step runs on."""
+"""Parts of a dataset step as Ray tasks: `operators.base.Tasks` on the cluster that the step runs on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from pipelines.engine.deaths import RETRIES
 from pipelines.engine.work import use_threads
-
-RETRIES = 4
-"""How often a shard, a dataset step or a part of one is given to another worker after one died on it. Ray Data itself
-would go on for ever."""
 
 
 class RayTasks:
     """Runs parts on the CPUs of the cluster that this process is connected to, or on its GPUs.
 
     Args:
-        folder: See `operators.applying.tasks.Tasks`.
+        folder: See `operators.base.Tasks`.
         gpu: Whether a part runs faster on a GPU; then each gets one, if the cluster has any.
     """
 
@@ -31,7 +28,7 @@ class RayTasks:
     def map(
         self, function: Callable[[Any, Any], Any], shared: Any, arguments: Iterable[Any]
     ) -> Iterator[tuple[int, Any]]:
-        """See `operators.applying.tasks.Tasks`. A task that waits for these gives its own CPU back while it does."""
+        """See `operators.base.Tasks`. A task that waits for these gives its own CPU back while it does."""
         import ray
 
         remote = ray.remote(num_cpus=1, num_gpus=self._gpus, max_retries=RETRIES)(_call)

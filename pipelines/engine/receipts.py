@@ -79,7 +79,20 @@ class Working:
     began: float
 
 
-News = Receipt | Partial | Working
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """A worker loads what a step needs, such as its model.
+
+    Attributes:
+        step: Name of the step.
+        began: Unix time.
+    """
+
+    step: str
+    began: float
+
+
+News = Receipt | Partial | Working | Loading
 OnNews = Callable[[News], None]
 """Told of every receipt, and about once a second of what is under way."""
 

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from operators.wording import counted
 from pipelines.engine.placement import Phase
-from pipelines.engine.receipts import News, Partial, Receipt, Working
+from pipelines.engine.receipts import Loading, News, Partial, Receipt, Working
+from pipelines.run_folder.arrived import arrived_line
 from pipelines.run_folder.layout import Layout
 from pipelines.run_folder.shards import Intake
 from pipelines.steps import Step
@@ -40,6 +41,7 @@ class _Line:
     last: float = 0.0
     printed: float = 0.0
     working: Working | None = None
+    loading: float | None = None
 
     @property
     def so_far(self) -> int:
@@ -65,7 +67,9 @@ class _Line:
         return [escape(self.name), bar, f"{done:,}/{self.total:,}", rate, failed, eta]
 
     def _at_work(self) -> str:
-        """For how long a dataset step has been at work."""
+        """What is done before there is a rate: a model is loaded, or for how long a dataset step has been at work."""
+        if self.loading is not None:
+            return "loading its model"
         if self.working is None:
             return ""
         parts = f", {counted(self.working.parts, 'part')} done" if self.working.parts else ""
@@ -101,6 +105,8 @@ class TerminalReporter:
             counts = sorted(intake.ignored.items(), key=lambda item: (-item[1], item[0]))
             kinds = ", ".join(f"{number:,} {suffix or 'without a suffix'}" for suffix, number in counts[:5])
             self.console.print(f"        passed over files that are no images: {escape(kinds)}", soft_wrap=True)
+        for sentence in intake.missing:
+            self.console.print(f"[yellow]warning[/] {escape(sentence)}", soft_wrap=True)
         if intake.problems:
             self._warn(
                 f"{counted(len(intake.problems), 'entry of the source has', 'entries of the source have')} a problem",
@@ -147,6 +153,11 @@ class TerminalReporter:
     def news(self, news: News) -> None:
         with self._lock:
             line = self._lines[news.step]
+            if isinstance(news, Loading):
+                if self._live is None and line.loading is None:
+                    self.console.print(f"{news.step:<14}  loading its model")
+                line.loading = news.began
+                return
             if isinstance(news, Working):
                 line.working = news
                 if not news.parts:  # most dataset steps are done before a plain line about them would help
@@ -195,6 +206,8 @@ class TerminalReporter:
             rows.append(("report", f"{address}/report.html"))
         if summary["outcome"]["failed"]:
             rows += [("failed", f"{address}/quarantine.parquet"), ("why", "labelmill explain KEY")]
+        if (told := arrived_line(summary.get("labels", {}), address)) is not None:
+            rows.append(("labels", told))
         for export in summary["exports"]:
             rows.append((export["export"], export["path"]))
         for name, path in rows:
@@ -204,7 +217,13 @@ class TerminalReporter:
             labels = sum(export.get("annotations", {}).values())
             skipped = sum(export.get("skipped", {}).values())
             left_out = f", {skipped:,} left out as unwritable" if skipped else ""
+            for state, count in export.get("left_out", {}).items():
+                left_out += f"; {counted(count, 'image')} left out: {LEFT_OUT[state]}"
             self.console.print(f"{export['export']}: {counted(images, 'image')}, {counted(labels, 'label')}{left_out}")
+
+
+LEFT_OUT = {"unread": "nobody looked at them (unread: background)", "refused": "refused labels (refused: rest)"}
+"""Why an export left images out, and the parameter that takes them."""
 
 
 def outcome_line(images: int, outcome: dict[str, int]) -> str:

@@ -13,13 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
-from operators.applying.apply import THREADS, Job, Timing, Worker, apply, apply_together
+from operators.applying.apply import THREADS, Job, Timing, apply, apply_together
 from operators.applying.fetch_ahead import UNDER_WAY, FetchAhead
 from operators.applying.patience import Patience
 from operators.applying.shard_images import ShardImages
-from operators.base import OperatorError
+from operators.applying.worker import Worker
+from operators.errors import OperatorError
 from pipelines.engine.outages import Outage, stopped
-from pipelines.engine.receipts import OnNews, Partial, Receipt, receipt_of
+from pipelines.engine.provisional import Earlier, earlier, is_provisional, is_undone
+from pipelines.engine.receipts import Loading, OnNews, Partial, Receipt, receipt_of
 from pipelines.errors import UserError
 from pipelines.run_folder.layout import Layout, active_rows, column_of
 from pipelines.run_folder.shards import read_shard
@@ -78,6 +80,8 @@ class ShardWorker:
                 waiting.append(step)
         if waiting:
             for step in waiting:
+                if step.position not in self._workers and step.operator.needs().memory_gb:
+                    tell(Loading(step.name, time.time()))
                 self._worker(step)
             work = _Shard(self._layout, shard, self._fetch, self._cache_bytes, self._ahead)
             order = list(waves(waiting))
@@ -94,7 +98,10 @@ class ShardWorker:
                 results = apply_together(jobs, work.images, self._threads)
             else:
                 results = [apply(job) for job in jobs]
-        receipts = [self._commit(work, step, *result, began, tell) for step, result in zip(wave, results, strict=True)]
+        receipts = [
+            self._commit(work, step, work.whole(step, table), timing, began, tell)
+            for step, (table, timing) in zip(wave, results, strict=True)
+        ]
         for step in wave:
             reason = self._worker(step).watch.reason
             if reason is not None:
@@ -103,8 +110,7 @@ class ShardWorker:
 
     def _commit(self, work: _Shard, step: Step, table: pa.Table, timing: Timing, began: float, tell: OnNews) -> Receipt:
         started = time.perf_counter()
-        self._layout.store.write_table(self._layout.file(step.position, work.shard), table)
-        work.tables[step.position] = table
+        work.write(step, table)
         seconds = timing.total + time.perf_counter() - started
         receipt = receipt_of(
             step, work.shard, table, seconds=seconds, wait=timing.wait, infer=timing.infer, began=began
@@ -128,14 +134,38 @@ class _Shard:
         uris = self.rows.column("uri").to_pylist()
         self.images = ShardImages(uris, fetch, cache_bytes, ahead if any(is_remote(uri) for uri in uris) else None)
         self.tables: dict[int, pa.Table] = {}
+        self._provisional: set[int] = set()
+        self._earlier: dict[int, Earlier] = {}
 
     def job(self, step: Step, worker: Worker, on_progress: Callable[[int], None]) -> Job:
-        """A step's operator with the rows and columns that it sees."""
+        """A step's operator with the rows and columns that it sees; rows that stand from an earlier run are not."""
         shown = self.rows.select(["image_id", "key"])
         for reference, source in step.inputs.items():
             shown = shown.append_column(reference, column_of(self.layout, source, self.shard, self.tables))
         active = active_rows(self.layout, step, self.shard, self.rows.num_rows, self.tables)
+        before = earlier(self.layout, step, self.shard, self.rows.column("image_id"), active)
+        if before is not None:
+            self._earlier[step.position] = before
+            active = active & ~before.good
         return Job(worker, shown, active, on_progress)
+
+    def whole(self, step: Step, table: pa.Table) -> pa.Table:
+        """A step's new rows with those that stand from an earlier run."""
+        before = self._earlier.pop(step.position, None)
+        return table if before is None else before.with_new(step.operator, table)
+
+    def write(self, step: Step, table: pa.Table) -> None:
+        """Write a step's result, for good if nothing that it was made from can change."""
+        self.tables[step.position] = table
+        others = [position for position in step.depends if position not in self.tables]
+        provisional = (
+            is_undone(table)
+            or not self._provisional.isdisjoint(step.depends)
+            or is_provisional(self.layout, others, [self.shard])
+        )
+        if provisional:
+            self._provisional.add(step.position)
+        self.layout.write(step.position, self.shard, table, provisional)
 
 
 def waves(steps: Sequence[Step]) -> Iterator[list[Step]]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from operators.columns.schemas import SIDES
 from operators.detections.boxes import second_inside
 from operators.measures.curves import Curve, Event
-from operators.measures.detections import match
+from operators.measures.detections import compare, is_crowd
 from operators.select import DEFAULT, Select
 from operators.wording import counted
 from pipelines.errors import UserError
@@ -109,7 +109,7 @@ def sweep(truth: Truth, run: FinishedRun, step: Step) -> Sweep:
             labels = [as_label(each, image, number) for each in by_class[name]]
             found.there += there
             found.found += labels
-            counts[number] += len(there)
+            counts[number] += sum(not is_crowd(each) for each in there)
             events[number] += _events(there, labels, _gone_below(by_class[name], within))
     found.curves = {name: Curve.of(events[number], counts[number]) for name, number in numbers.items()}
     return found
@@ -155,12 +155,18 @@ def _events(there: list[Label], found: list[Label], gone_below: np.ndarray) -> l
     scores = _scores(found)
     if not np.isfinite(gone_below).any():
         # Matching goes from the best down too, so what comes later changes nothing.
-        right = {pair.found for pair in match(there, found)}
-        return [(float(score), 1, int(place in right)) for place, score in enumerate(scores)]
+        compared = compare(there, found)
+        right = {pair.found for pair in compared.pairs}
+        return [
+            (float(score), 1, int(place in right))
+            for place, score in enumerate(scores)
+            if place not in compared.ignored
+        ]
     events, before = [], (0, 0)
     for score in np.unique([*scores, *gone_below[np.isfinite(gone_below)]])[::-1].tolist():
         active = np.flatnonzero((scores >= score) & (gone_below < score)).tolist()
-        now = len(active), len(match(there, [found[place] for place in active]))
+        compared = compare(there, [found[place] for place in active])
+        now = compared.labels, len(compared.pairs)
         events.append((score, now[0] - before[0], now[1] - before[1]))
         before = now
     return events
@@ -241,8 +247,10 @@ def _counted(truth: Truth, run: FinishedRun, swept: Sweep, params: Select.Params
         for each in detections
         if each["class"] in numbers
     ]
-    right = Counter(found[pair.found]["category_id"] for pair in match(swept.there, found))
-    objects, labels = (Counter(each["category_id"] for each in some) for some in (swept.there, found))
+    compared = compare(swept.there, found)
+    right = Counter(found[pair.found]["category_id"] for pair in compared.pairs)
+    objects = Counter(each["category_id"] for each in swept.there if not is_crowd(each))
+    labels = Counter(each["category_id"] for place, each in enumerate(found) if place not in compared.ignored)
     return {
         "": shares(objects.total(), labels.total(), right.total()),
         **{name: shares(objects[number], labels[number], right[number]) for name, number in numbers.items()},

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators.fuse import Fuse, Platt, logit
-from operators.measures.detections import match
+from operators.measures.detections import compare
 from pipelines.evaluation.labels import as_label, judged_classes, judged_objects
 from pipelines.evaluation.truth import Truth
 from pipelines.run_folder.finished_run import FinishedRun
@@ -33,19 +33,20 @@ def fusion_figures(truth: Truth, run: FinishedRun) -> Figures | None:
     numbers, scores = judged_classes(truth, run), {}
     for name, column in step.inputs.items():
         found, keys = [], []
-        for key, detections in run.values(column).items():
-            if key in truth.images:
-                keys.append(key)
-                found += [
-                    as_label(each, truth.images[key], numbers[each["class"]])
-                    for each in detections
-                    if each["class"] in numbers and each["score"] is not None
-                ]
+        for key, detections in run.values(column, truth.images).items():
+            keys.append(key)
+            found += [
+                as_label(each, truth.images[key], numbers[each["class"]])
+                for each in detections
+                if each["class"] in numbers and each["score"] is not None
+            ]
+        compared = compare(judged_objects(truth, run, keys), found)
         right = np.zeros(len(found), dtype=bool)
-        right[[pair.found for pair in match(judged_objects(truth, run, keys), found)]] = True
-        platt = fit(np.array([each["score"] for each in found], np.float64), right)
+        right[[pair.found for pair in compared.pairs]] = True
+        counts = np.array([place not in compared.ignored for place in range(len(found))], dtype=bool)
+        platt = fit(np.array([each["score"] for each in found], np.float64)[counts], right[counts])
         known = {"slope": None, "intercept": None} if platt is None else platt.model_dump()
-        scores[name] = {**known, "labels": len(found), "right": int(right.sum())}
+        scores[name] = {**known, "labels": compared.labels, "right": len(compared.pairs)}
     return {"step": step.name, "scores": scores}
 
 

@@ -18,6 +18,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation.calibrate import calibrate, select_step, sweep, threshold_figures
 from pipelines.evaluation.calibrate_file import fragment, write_fragment
 from pipelines.evaluation.calibrate_fuse import fusion_figures
+from pipelines.evaluation.coverage import coverage, no_class, no_image, no_labels
 from pipelines.evaluation.file import EvaluationFile
 from pipelines.evaluation.labels import label_figures
 from pipelines.evaluation.truth import Truth, read_truth
@@ -40,7 +41,7 @@ class Calibration:
     precision: float | None = None
 
 
-def evaluate_run(folder: str, truth_path: Path, calibration: Calibration | None = None) -> Figures:
+def evaluate_run(folder: str, where: str | Path, calibration: Calibration | None = None) -> Figures:
     """How right a finished run is, as plain values.
 
     Labels, masks, words, gaze and captions are judged on the images that the run kept and the truth knows. A part of
@@ -49,44 +50,48 @@ def evaluate_run(folder: str, truth_path: Path, calibration: Calibration | None 
 
     Args:
         folder: The run.
-        truth_path: See `pipelines.evaluation.truth.read_truth`.
+        where: The truth; see `pipelines.evaluation.truth.read_truth`.
         calibration: Also find the score that each class should have, and write it down.
 
     Raises:
-        UserError: The run is not finished, the truth cannot be read, or the two have no image in common; or nothing can
-            be calibrated.
+        UserError: The run is not finished, the truth cannot be read, the two have no image or no class in common, or
+            nothing of one that the other speaks of; or nothing can be calibrated.
     """
-    file = EvaluationFile(folder, truth_path)
+    run = FinishedRun(folder)
+    truth = read_truth(where, run)
+    file = EvaluationFile(folder, truth)
     parts = file.read() if calibration is None else None
     if parts is None:
-        parts = _evaluate(folder, truth_path, calibration)
+        parts = _evaluate(truth, run, str(where), calibration)
         if calibration is None:
             file.write(parts)
-    return {"run": folder, "truth": str(truth_path), **parts}
+    return {"run": folder, "truth": str(where), **parts}
 
 
-def _evaluate(folder: str, truth_path: Path, calibration: Calibration | None) -> Figures:
+def _evaluate(truth: Truth, run: FinishedRun, where: str, calibration: Calibration | None) -> Figures:
     """The figures, part by part."""
-    truth, run = read_truth(truth_path), FinishedRun(folder)
-    if not run.outcome.keys() & (truth.images.keys() | {row["key"] for rows in truth.tables.values() for row in rows}):
-        raise UserError(
-            f"the run {folder} and the truth {truth_path} must have keys in common, but the run has such as "
-            f"{next(iter(run.outcome), 'none')!r} and the truth such as {next(iter(truth.images), 'none')!r}"
-        )
-    parts = {
+    if not truth.keys() & run.outcome.keys():
+        raise UserError(no_image(truth, run, where))
+    labels = label_figures(truth, run)
+    every = {
         "images": _bad_images(truth, run),
         "duplicates": _duplicates(truth, run),
-        "labels": label_figures(truth, run),
+        "labels": labels,
         "verification": verification_figures(truth, run),
-        **_thresholds(truth, run, truth_path, calibration),
+        **_thresholds(truth, run, where, calibration),
         "words": _words(truth, run),
         "gaze": _gaze(truth, run),
         "captions": _captions(truth, run),
     }
-    return {name: part for name, part in parts.items() if part is not None}
+    parts = {name: part for name, part in every.items() if part is not None}
+    if parts.keys() <= {"labels", "verification", "thresholds", "calibration", "fusion"}:
+        problem = no_class(truth, run, labels, where) if labels and labels["images"] else no_labels(truth, run, where)
+        if problem is not None:
+            raise UserError(problem)
+    return {"coverage": coverage(truth, run), **parts}
 
 
-def _thresholds(truth: Truth, run: FinishedRun, path: Path, calibration: Calibration | None) -> dict[str, Figures]:
+def _thresholds(truth: Truth, run: FinishedRun, where: str, calibration: Calibration | None) -> dict[str, Figures]:
     """What other scores than those of the select step would give, and which are best."""
     step = select_step(run)
     if step is None:
@@ -98,7 +103,7 @@ def _thresholds(truth: Truth, run: FinishedRun, path: Path, calibration: Calibra
     if calibration is not None:
         found = calibrate(truth, run, swept, calibration.precision)
         fusion = fusion_figures(truth, run)
-        write_fragment(calibration.out, fragment(found, run.folder, str(path), fusion))
+        write_fragment(calibration.out, fragment(found, run.folder, where, fusion))
         parts["calibration"] = {"file": str(calibration.out), **found}
         if fusion is not None:
             parts["fusion"] = fusion
@@ -160,7 +165,7 @@ def _words(truth: Truth, run: FinishedRun) -> Figures | None:
     column = run.last("words", ("text", *SIDES))
     if column is None or "words" not in truth.tables:
         return None
-    read = {key: words for key, words in run.values(column).items() if key in truth.images}
+    read = run.values(column, truth.images)
     found = [Read(truth.images[key], word["text"], _box(word)) for key, words in read.items() for word in words]
     there = [
         Read(truth.images[row["key"]], row["text"], _box(row)) for row in truth.tables["words"] if row["key"] in read
@@ -179,7 +184,7 @@ def _gaze(truth: Truth, run: FinishedRun) -> Figures | None:
     column = run.last("gaze", ("yaw", "pitch", *SIDES))
     if column is None or "gaze" not in truth.tables:
         return None
-    seen = {key: faces for key, faces in run.values(column).items() if key in truth.images}
+    seen = run.values(column, truth.images)
     rows = [row for row in truth.tables["gaze"] if row["key"] in seen]
     there = [_face(truth.images[row["key"]], row) for row in rows]
     faces = [(key, face) for key, found in seen.items() for face in found]
@@ -196,7 +201,8 @@ def _captions(truth: Truth, run: FinishedRun) -> Figures | None:
     column = run.last("answer")
     if column is None or "captions" not in truth.tables:
         return None
-    told = run.values(column)
+    captions = {row["key"] for row in truth.tables["captions"]}
+    told = run.values(column, captions)
     rows = [row for row in truth.tables["captions"] if row["key"] in told]
     right = sum(told[row["key"]] == row["caption"] for row in rows)
     return {"images": len(rows), "right": right, "share": right / len(rows) if rows else None}

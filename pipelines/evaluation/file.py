@@ -6,16 +6,14 @@ import hashlib
 import json
 from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from pipelines.evaluation.truth import truth_files
-from pipelines.inspection.status import reopen
-from pipelines.run import PIPELINE_FILE, state_of
+from pipelines.evaluation.truth import Truth
+from pipelines.run_folder.reopen import PIPELINE_FILE, reopen, state_of
 
 EVALUATION_FILE = "evaluation.json"
 
-VERSION = 1
+VERSION = 2
 """Raised when the same run and the same truth give other figures."""
 
 
@@ -24,10 +22,10 @@ class EvaluationFile:
 
     Args:
         folder: The run.
-        truth: See `pipelines.evaluation.truth.read_truth`.
+        truth: What it is held against.
     """
 
-    def __init__(self, folder: str, truth: Path) -> None:
+    def __init__(self, folder: str, truth: Truth) -> None:
         pipeline, self._layout, self._shards = reopen(folder)
         self._whole = all(self._layout.done(step.position) >= self._shards.keys() for step in pipeline.steps)
         self._truth = truth
@@ -50,9 +48,6 @@ class EvaluationFile:
 
     @cached_property
     def _fingerprint(self) -> str:
-        """Of everything that the figures depend on: the run's results and settings, and the truth's files."""
+        """Of everything that the figures depend on: the run's results and settings, and all that the truth says."""
         state = [VERSION, state_of(self._layout, self._shards), self._layout.store.read(PIPELINE_FILE).decode()]
-        digest = hashlib.sha256(json.dumps(state).encode())
-        for file in truth_files(self._truth):
-            digest.update(json.dumps(file.name).encode() + hashlib.sha256(file.read_bytes()).digest())
-        return digest.hexdigest()
+        return hashlib.sha256(json.dumps([*state, self._truth.digest()]).encode()).hexdigest()

@@ -26,6 +26,29 @@ def print_evaluation(found: Figures, console: Console) -> None:
     console.print(table)
 
 
+def _coverage(part: Figures) -> list[tuple[str, str]]:
+    there = f"{counted(part['in_truth'], 'image')}, read as {part['kind']}"
+    told = f"{there}; the run has {part['in_run']:,} of them and kept {part['kept']:,}"
+    rows = [("truth", told)]
+    out = []
+    if part["unread"]:
+        out.append(f"{part['unread']:,} that nobody has labelled")
+    if part["refused"]:
+        out.append(f"{part['refused']:,} whose labels could not be taken")
+    if out:
+        rows.append(("", f"without {' and '.join(out)}"))
+    if part["refused_labels"]:
+        rows.append(("", f"{counted(part['refused_labels'], 'label')} of the truth could not be taken"))
+    rows += [("", f"! {problem}") for problem in part["problems"][:SHOWN]]
+    if part["problem_count"] > SHOWN:
+        rows.append(("", f"! and {counted(part['problem_count'] - SHOWN, 'more problem')} of the truth"))
+    return rows
+
+
+SHOWN = 5
+"""Problems of the truth that are printed; --json gives more."""
+
+
 def _bad_images(part: Figures) -> list[tuple[str, str]]:
     caught = [(name, sum(counts.values()) - counts.get("kept", 0), sum(counts.values()))
               for name, counts in part["by_defect"].items()]  # fmt: skip
@@ -50,7 +73,13 @@ def _labels(part: Figures) -> list[tuple[str, str]]:
     if unknown := part["classes_not_in_truth"]:
         told = ", ".join(f"{name} {number}" for name, number in unknown.items())
         rows.append(("", f"not judged, since the truth has no such class: {told}"))
-    if masks := part.get("masks"):
+    if part["ignored"]:
+        rows.append(("", f"{counted(part['ignored'], 'label')} in regions to ignore, neither right nor wrong"))
+    masks = part.get("masks")
+    if masks and "objects_without_mask" in masks:
+        bare = counted(masks["objects_without_mask"], "object")
+        rows.append(("masks", f"{masks['labels']:,}, not judged, since the truth has {bare} without a mask"))
+    elif masks:
         told = f"mean IoU {_number(masks['mean_iou'])}, {_averages(masks)}"
         rows.append(("masks", f"{masks['labels']}: {told}"))
     return rows
@@ -124,6 +153,7 @@ def _captions(part: Figures) -> list[tuple[str, str]]:
 
 
 PARTS = {
+    "coverage": _coverage,
     "images": _bad_images,
     "duplicates": _duplicates,
     "labels": _labels,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from operators.measures.detections import match
+from operators.measures.detections import compare
 from operators.select import AGREEMENT, Select
 from operators.verify import Verify
 from pipelines.evaluation.calibrate import selected
@@ -47,8 +47,8 @@ def verification_figures(truth: Truth, run: FinishedRun) -> Figures | None:
                 for each in detections
                 if each["class"] in numbers
             ]
-        objects = judged_objects(truth, run, there)
-        return shares(len(objects), len(found), len(match(objects, found)))
+        compared = compare(judged_objects(truth, run, there), found)
+        return shares(compared.objects, compared.labels, len(compared.pairs))
 
     before, after = at(None), at(params.agreement)
     return {

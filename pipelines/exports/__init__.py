@@ -33,7 +33,7 @@ def exporter(name: str) -> type[Exporter]:
     """
     if name not in _EXPORTERS:
         from pipelines.errors import nearest
-        from pipelines.exports.base import ExportError
+        from pipelines.exports.dataset import ExportError
 
         hint = nearest(name, EXPORT_NAMES)
         raise ExportError(f"export must be one of {', '.join(EXPORT_NAMES)} but is {name!r}{hint}")

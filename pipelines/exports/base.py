@@ -2,144 +2,40 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.errors import UserError
+from pipelines.exports.dataset import Dataset, ExportImage, ExportSummary
 
 if TYPE_CHECKING:
     from pipelines.exports.files import Output
 
-Fetch = Callable[[str], bytes]
 
-ALL = "all"
-"""What the only split is called in counts when a run has none."""
-
-_SPLIT_NAME = re.compile(r"\w[\w.-]*")
-
-
-class ExportError(UserError):
-    """The dataset cannot be written as asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExportImage:
-    """One image of the dataset.
+class LabelParams(BaseModel):
+    """What becomes of images that nobody looked at, and of those with labels that could not be taken.
 
     Attributes:
-        image_id: At least 1, unique, stable when shards are added.
-        key: Path below the source's root, unique.
-        uri: Where the bytes are.
-        width: Of the upright image, in pixels.
-        height: Of the upright image, in pixels.
-        split: Name of its split; None when the dataset has none.
-        detections: Dicts of `operators.columns.schemas.DETECTION`, in pixels of the upright image.
-        format: Pillow's name of the format that the bytes have, such as ``JPEG``.
-        words: Dicts of `operators.read.WORD`; None where nobody looked for words.
-        caption: A sentence about the image, if there is one.
-        image_class: The class of the image as a whole, if there is one.
+        unread: `leave_out`, or `background`: take them as images with nothing on them.
+        refused: `leave_out`, or `rest`: write them with those of their labels that could be taken.
     """
 
-    image_id: int
-    key: str
-    uri: str
-    width: int
-    height: int
-    split: str | None
-    detections: list[dict[str, Any]]
-    format: str
-    words: list[dict[str, Any]] | None = None
-    caption: str | None = None
-    image_class: str | None = None
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    unread: Literal["leave_out", "background"] = "leave_out"
+    refused: Literal["leave_out", "rest"] = "leave_out"
 
 
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """What is to be written.
-
-    Attributes:
-        images: One pass over them, ordered by image_id; no more than one is held at a time.
-        classes: Class names; their order is the order of class ids.
-        splits: Names of the splits, in order; empty when the dataset has none.
-        fetch: Gives the bytes behind a uri; called from several threads.
-        provenance: Where the dataset came from and how it was made, as JSON values. ``licences``, a list of names or
-            URLs, goes where the format has a place for it. ``models`` lists the models that made the labels, as
-            `pipelines.exports.columns.models_used` gives them.
-    """
-
-    images: Iterator[ExportImage]
-    classes: list[str]
-    splits: list[str]
-    fetch: Fetch
-    provenance: dict[str, Any]
-
-    def checked(self) -> Iterator[ExportImage]:
-        """The images, each checked against what is promised of them.
-
-        Raises:
-            ExportError: A split has no plain name, images are out of order, or one has no pixels or a split that is not
-                in `splits`.
-        """
-        for split in self.splits:
-            if not _SPLIT_NAME.fullmatch(split):
-                raise ExportError(f"a split's name must be letters, digits, '_', '-' and '.' but is {split!r}")
-        last = 0
-        for image in self.images:
-            if image.image_id <= last:
-                raise ExportError(
-                    f"images must come by ascending image_id from 1 but {image.key!r} has {image.image_id} after {last}"
-                )
-            last = image.image_id
-            if image.width < 1 or image.height < 1:
-                raise ExportError(f"image {image.key!r} must have pixels but is {image.width} by {image.height}")
-            if self.splits and image.split not in self.splits:
-                known = ", ".join(self.splits)
-                where = "none" if image.split is None else repr(image.split)
-                raise ExportError(
-                    f"image {image.key!r} must be in one of the splits {known} but is in {where}; "
-                    "`split:` under `export:` puts every image into one"
-                )
-            if not self.splits and image.split is not None:
-                raise ExportError(
-                    f"image {image.key!r} must have no split, as there are none, but is in {image.split!r}"
-                )
-            yield image
-
-
-@dataclass(frozen=True, slots=True)
-class ExportSummary:
-    """What was written.
-
-    Attributes:
-        images: Images of each split; under ``all`` when there are no splits.
-        annotations: Annotations of each class, every class of the dataset in its order.
-        skipped: Labels that were left out, by reason.
-        notes: Sentences about what a reader of the format will stumble over.
-        paths: Files to hand to a reader, below the output's root.
-    """
-
-    images: dict[str, int]
-    annotations: dict[str, int]
-    skipped: dict[str, int]
-    notes: tuple[str, ...]
-    paths: tuple[str, ...]
-
-
-class ExportParams(BaseModel):
+class ExportParams(LabelParams):
     """Parameters of every export.
 
     Attributes:
+        unread, refused: See `LabelParams`.
         images: `link` makes hard links to originals on the same disk and copies others; `copy` copies all of them, for
             a dataset that will be edited in place, since a link and its original are one file; `none` writes labels
             only. Bytes are never re-encoded.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     images: Literal["link", "copy", "none"] = "link"
 
@@ -150,10 +46,13 @@ class Exporter(ABC):
     Attributes:
         name: What a pipeline calls it.
         version: Raised when the same input gives other files, so that a finished run writes them anew.
+        images_alone: When images that nobody looked at are written as such: ``always`` as tasks for people; for
+            training only ``where nobody looked at any``, so that it is a set of images; or ``never``.
     """
 
     name: ClassVar[str] = ""
     version: ClassVar[int] = 1
+    images_alone: ClassVar[Literal["always", "where nobody looked at any", "never"]] = "never"
 
     class Params(ExportParams):
         pass
@@ -167,6 +66,10 @@ class Exporter(ABC):
         Where ``class`` is among them, `write` is handed the classes of images, not those of objects.
         """
         return ()
+
+    def labelled(self, image: ExportImage) -> bool:
+        """Whether the format says all that it should of an image, though its objects may be unread."""
+        return "class" in self.needs() or image.label_state == "read"
 
     @abstractmethod
     def write(self, dataset: Dataset, out: Output) -> ExportSummary:

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from typing import IO, Any, Literal
 
 from operators.wording import counted
-from pipelines.exports.base import ALL, Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
+from pipelines.exports.base import Exporter, ExportParams
 from pipelines.exports.card import dataset_card, how_placed
+from pipelines.exports.dataset import ALL, Dataset, ExportImage, ExportSummary, Fetch
 from pipelines.exports.files import Output
 from pipelines.exports.labels import IDS_PER_IMAGE, Label, Tally, object_id
 from pipelines.exports.masks import outline
@@ -46,6 +47,7 @@ class Coco(Exporter):
 
     name = "coco"
     version = 3
+    images_alone = "where nobody looked at any"
 
     class Params(ExportParams):
         """Parameters of the COCO export.
@@ -70,7 +72,7 @@ class Coco(Exporter):
         Raises:
             ExportError: Also for an image with more than 99,999 objects.
         """
-        tally = Tally(dataset.classes, dataset.splits, ("crowd", "extra"))
+        tally = Tally(dataset.classes, dataset.splits, ("crowd", "extra"), left_out=dataset.left_out)
         with ExitStack() as stack:
             drafts = {
                 (kind, split): _Draft(
@@ -83,13 +85,15 @@ class Coco(Exporter):
             with out:
                 for image in dataset.checked():
                     labels = tally.read(image)
-                    entry = {
+                    entry: dict[str, Any] = {
                         "id": image.image_id,
                         "file_name": self._place(image, dataset.fetch, out),
                         "width": image.width,
                         "height": image.height,
                         "key": image.key,
                     }
+                    if image.label_state == "unread":
+                        entry["label_state"] = image.label_state
                     draft = drafts["instances", image.split or ALL]
                     draft.add_image(entry)
                     for label in labels:

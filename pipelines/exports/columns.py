@@ -50,6 +50,52 @@ def labels_column(steps: Sequence[Step], wanted: str | None) -> Input:
     return Input(None, "labels", DETECTIONS)
 
 
+def export_labels(steps: Sequence[Step], wanted: str | None) -> Input:
+    """The labels that exports write: as `labels_column`, but raw detections only if they are asked for by name.
+
+    What a detector writes from a low score up is for other steps to decide about, and no dataset.
+    """
+    if wanted is not None:
+        return resolve(wanted, steps)
+    for step in reversed(steps):
+        for field in step.operator.writes():
+            if field.type.equals(DETECTIONS) and not is_raw(step, steps):
+                return Input(step.position, field.name, field.type)
+    return Input(None, "labels", DETECTIONS)
+
+
+def is_raw(step: Step, steps: Sequence[Step]) -> bool:
+    """Whether a step's detections are raw: its own, or all those that it reads and passes on."""
+    if step.operator.labels != "as read":
+        return step.operator.labels == "raw"
+    read = [column for column in step.inputs.values() if column.type.equals(DETECTIONS)]
+    return bool(read) and all(column.step is not None and is_raw(steps[column.step], steps) for column in read)
+
+
+def raw_step(steps: Sequence[Step]) -> Step | None:
+    """The last step whose detections `export_labels` passes over, if it passes over any."""
+    for step in reversed(steps):
+        if any(field.type.equals(DETECTIONS) for field in step.operator.writes()):
+            return step if is_raw(step, steps) else None
+    return None
+
+
+def raw_problem(step: Step) -> str:
+    """What to say when an export has nothing but a step's raw detections."""
+    return (
+        f"must have labels but {step.name!r} writes raw detections only, everything that its model holds possible: add "
+        f"`- select: {{score: 0.3}}` below it, or say `labels: {step.name}.detections` under `export:` to have them all"
+    )
+
+
+def made_of_source(column: Input, steps: Sequence[Step]) -> bool:
+    """Whether labels are the source's, as they came or as steps passed them on."""
+    if column.step is None:
+        return column.column == "labels"
+    read = [each for each in steps[column.step].inputs.values() if each.type.equals(DETECTIONS)]
+    return any(made_of_source(each, steps) for each in read)
+
+
 def words_column(steps: Sequence[Step], wanted: str | None) -> Input | None:
     """Where words come from: the column asked for, else the last one that holds words of `read`, if any."""
     if wanted is not None:

@@ -7,12 +7,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from operators.wording import counted
-from pipelines.exports.base import Dataset, Exporter, ExportError, ExportImage, ExportSummary, Fetch
+from pipelines.exports.base import Exporter, LabelParams
 from pipelines.exports.card import dataset_card
 from pipelines.exports.class_folders import class_folders
+from pipelines.exports.dataset import Dataset, ExportError, ExportImage, ExportSummary, Fetch
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Label, Tally
 from pipelines.sources.base import in_order
@@ -43,17 +44,16 @@ class Crops(Exporter):
 
     name = "crops"
 
-    class Params(BaseModel):
+    class Params(LabelParams):
         """Parameters of the crops.
 
         Attributes:
+            unread, refused: See `LabelParams`.
             margin: Added on each side, as a share of the box's width and height.
             format: `jpeg`, or `png`, which loses nothing; png if not given with `alpha`, and else jpeg.
             quality: Of JPEG, 1 to 100.
             alpha: Whether the mask becomes the alpha channel; png only.
         """
-
-        model_config = ConfigDict(extra="forbid", frozen=True)
 
         margin: float = Field(0.0, ge=0, le=10, allow_inf_nan=False)
         format: Literal["jpeg", "png"] | None = None
@@ -72,7 +72,7 @@ class Crops(Exporter):
         Raises:
             ExportError: Also for an image that cannot be decoded, or has another size than the run says.
         """
-        tally = Tally(dataset.classes, dataset.splits)
+        tally = Tally(dataset.classes, dataset.splits, left_out=dataset.left_out)
         folders = class_folders(dataset.classes)
         kind = self.params.format or ("png" if self.params.alpha else "jpeg")
         work = ((image, tally.read(image)) for image in dataset.checked())

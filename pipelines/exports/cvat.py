@@ -12,8 +12,9 @@ from typing import IO, Any
 import numpy as np
 
 from operators.wording import counted
-from pipelines.exports.base import ALL, Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
+from pipelines.exports.base import Exporter, ExportParams
 from pipelines.exports.card import dataset_card, how_placed
+from pipelines.exports.dataset import ALL, Dataset, ExportImage, ExportSummary, Fetch
 from pipelines.exports.files import Output
 from pipelines.exports.labels import Label, Tally
 from pipelines.exports.masks import Mask
@@ -40,13 +41,14 @@ class Cvat(Exporter):
     """
 
     name = "cvat"
+    images_alone = "always"
 
     class Params(ExportParams):
         """Parameters of the CVAT export."""
 
     def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`."""
-        tally = Tally(dataset.classes, dataset.splits)
+        tally = Tally(dataset.classes, dataset.splits, left_out=dataset.left_out)
         word_label = free_name(WORD, dataset.classes)
         tags: set[str] = set()
         words = captions = 0

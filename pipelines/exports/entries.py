@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.exports.base import ExportImage
+from pipelines.exports.dataset import ExportImage
 from pipelines.exports.labels import Label, object_id
 from pipelines.exports.texts import Text
 

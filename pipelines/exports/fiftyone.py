@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.exports.base import Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
+from pipelines.exports.base import Exporter, ExportParams
 from pipelines.exports.card import dataset_card, how_placed
+from pipelines.exports.dataset import Dataset, ExportImage, ExportSummary, Fetch
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Label, Tally, object_id
 from pipelines.exports.streams import JsonList, json_bytes
@@ -46,13 +47,14 @@ class FiftyOne(Exporter):
     """
 
     name = "fiftyone"
+    images_alone = "always"
 
     class Params(ExportParams):
         """Parameters of the FiftyOne export."""
 
     def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`."""
-        tally = Tally(dataset.classes, dataset.splits)
+        tally = Tally(dataset.classes, dataset.splits, left_out=dataset.left_out)
         seen: set[str] = set()
         with out.open("samples.json") as file:
             samples = JsonList(file, b'{"samples": [', b"]}\n")

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import IO, Any, Literal, cast
 
-from pipelines.exports.base import ExportError, ExportImage, Fetch
+from pipelines.exports.dataset import ExportError, ExportImage, Fetch
 from pipelines.sources.uri import local_path
 
 THREADS = 8
@@ -174,15 +174,19 @@ def file_name(image: ExportImage) -> str:
     empty. The extension is the key's in lower case if loaders know the image's format by it, else the format's usual
     one.
     """
-    stem, dot, extension = posixpath.basename(image.key).rpartition(".")
-    if not dot:
-        stem, extension = extension, ""
-    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain)[:STEM_LENGTH].strip("._-")
+    _, dot, extension = posixpath.basename(image.key).rpartition(".")
     known = EXTENSIONS.get(image.format) or _pillow_extensions(image.format)
-    extension = f".{extension.lower()}"
-    number = f"{image.image_id:08d}"
-    return (f"{number}-{plain}" if plain else number) + (extension if extension in known else known[0])
+    extension = f".{extension.lower()}" if dot else "."
+    return exported_stem(image.image_id, image.key) + (extension if extension in known else known[0])
+
+
+def exported_stem(image_id: int, key: str) -> str:
+    """What `file_name` puts before the extension."""
+    stem, dot, extension = posixpath.basename(key).rpartition(".")
+    plain = unicodedata.normalize("NFKD", stem if dot else extension).encode("ascii", "ignore").decode()
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain)[:STEM_LENGTH].strip("._-")
+    number = f"{image_id:08d}"
+    return f"{number}-{plain}" if plain else number
 
 
 def _pillow_extensions(name: str) -> tuple[str, ...]:

@@ -6,10 +6,11 @@ import re
 from contextlib import ExitStack
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from pipelines.exports.base import ALL, Dataset, Exporter, ExportError, ExportSummary
+from pipelines.exports.base import Exporter, LabelParams
 from pipelines.exports.card import dataset_card
+from pipelines.exports.dataset import ALL, Dataset, ExportError, ExportSummary
 from pipelines.exports.entries import object_entry, word_entry
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Tally
@@ -43,15 +44,15 @@ class HuggingFace(Exporter):
     """
 
     name = "huggingface"
+    images_alone = "where nobody looked at any"
 
-    class Params(BaseModel):
+    class Params(LabelParams):
         """Parameters of the Hugging Face export. Images are always inside the Parquet files.
 
         Attributes:
+            unread, refused: See `LabelParams`.
             megabytes: Millions of bytes of images in a file, at most.
         """
-
-        model_config = ConfigDict(extra="forbid", frozen=True)
 
         megabytes: int = Field(500, ge=1)
 
@@ -62,7 +63,7 @@ class HuggingFace(Exporter):
             ExportError: Also for a split whose name `datasets` does not take.
         """
         names = _split_names(dataset.splits)
-        tally = Tally(dataset.classes, dataset.splits, ("crowd", "extra"))
+        tally = Tally(dataset.classes, dataset.splits, ("crowd", "extra"), left_out=dataset.left_out)
         schema = features(dataset.classes).arrow_schema
         with ExitStack() as stack:
             files = {
@@ -78,7 +79,9 @@ class HuggingFace(Exporter):
                     "key": image.key,
                     "width": image.width,
                     "height": image.height,
-                    "objects": _objects([object_entry(image, label, dataset.classes) for label in labels]),
+                    "objects": None
+                    if image.label_state == "unread"
+                    else _objects([object_entry(image, label, dataset.classes) for label in labels]),
                     "words": None if words is None else _words([word_entry(word) for word in words]),
                     "caption": image.caption,
                     "class": image.image_class,

@@ -8,8 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 from operators.wording import counted
-from pipelines.exports.base import ALL, Dataset, Exporter, ExportImage, ExportParams, ExportSummary, Fetch
+from pipelines.exports.base import Exporter, ExportParams
 from pipelines.exports.card import dataset_card
+from pipelines.exports.dataset import ALL, Dataset, ExportImage, ExportSummary, Fetch
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Label, Tally
 from pipelines.exports.outlines import outlines
@@ -46,13 +47,14 @@ class LabelStudio(Exporter):
     """
 
     name = "label_studio"
+    images_alone = "always"
 
     class Params(ExportParams):
         """Parameters of the Label Studio export."""
 
     def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`."""
-        tally = Tally(dataset.classes, dataset.splits)
+        tally = Tally(dataset.classes, dataset.splits, left_out=dataset.left_out)
         model_version = _model_version(dataset.provenance)
         choices: set[str] = set()
         inside = words = captions = 0
@@ -70,6 +72,9 @@ class LabelStudio(Exporter):
                     results = [region for label in labels for region in regions(image, label, dataset.classes)]
                     results += [region for text in texts for region in _word(image, text)]
                     results += _of_image(image)
+                    if image.label_state == "unread" and not results:  # a task, and no opinion about it
+                        files[image.split or ALL].add({"data": self.data(image, dataset.fetch, out), "predictions": []})
+                        continue
                     prediction: dict[str, Any] = {"model_version": model_version, "result": results}
                     scores = [label.score for label in labels if label.score is not None]
                     if scores:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from operators.wording import counted
-from pipelines.exports.base import ALL, ExportError, ExportImage, ExportSummary
+from pipelines.exports.dataset import ALL, ExportError, ExportImage, ExportSummary
 from pipelines.exports.masks import Mask, MaskError, read_mask
 
 MIN_SIDE = 0.5
@@ -71,14 +71,41 @@ def object_id(image: ExportImage, label: Label) -> int:
     return number
 
 
+def state_notes(left_out: Counter[str], written: Counter[str]) -> list[str]:
+    """What to say of images that nobody knows all objects of: those left out, and those written all the same."""
+    notes = []
+    if count := left_out["unread"]:
+        notes.append(
+            f"{counted(count, 'image')} left out: nobody looked for objects there, so they are not background. "
+            "`unread: background` takes them as images with nothing on them."
+        )
+    if count := left_out["refused"]:
+        notes.append(
+            f"{counted(count, 'image')} left out: some of their labels could not be taken (refused.parquet). "
+            "`refused: rest` writes them with the others."
+        )
+    if count := written["unread"]:
+        notes.append(f"{counted(count, 'image')} without labels: nobody looked for objects there.")
+    if count := written["refused"]:
+        notes.append(f"{counted(count, 'image')} with some labels missing, which could not be taken (refused.parquet).")
+    return notes
+
+
 class Tally:
     """Reads labels and counts what became of them, by split and class."""
 
-    def __init__(self, classes: Sequence[str], splits: Sequence[str], keeps: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        classes: Sequence[str],
+        splits: Sequence[str],
+        keeps: Sequence[str] = (),
+        left_out: Counter[str] | None = None,
+    ) -> None:
         """Args:
         classes: Class names in order.
         splits: Split names in order; empty for none.
         keeps: ``crowd`` where the format has a place for regions to ignore, ``extra`` for what else a source said.
+        left_out: See `Dataset`.
 
         Raises:
             ExportError: A class name stands twice.
@@ -96,7 +123,9 @@ class Tally:
         self.boxes_only = 0
         self.crowds = 0
         self.unsaid: Counter[str] = Counter()
+        self.unlabelled: Counter[str] = Counter()
         self._keeps = frozenset(keeps)
+        self._left_out = Counter() if left_out is None else left_out
 
     def read(self, image: ExportImage) -> list[Label]:
         """The labels of an image that can be written. Counts them, the image, and the labels that cannot.
@@ -105,6 +134,8 @@ class Tally:
             ExportError: A class is not among the classes.
         """
         split = self.count_image(image.split)
+        if image.label_state != "read":
+            self.unlabelled[image.label_state] += 1
         labels = []
         for position, detection in enumerate(image.detections, 1):
             class_id = self.class_id(image, detection["class"])
@@ -188,7 +219,7 @@ class Tally:
 
     def notes(self) -> list[str]:
         """What every format has to say about its labels."""
-        notes = []
+        notes = state_notes(self._left_out, self.unlabelled)
         if self.empty_masks:
             number = counted(self.empty_masks, "object has", "objects have")
             notes.append(f"{number} an empty mask; written without a mask.")

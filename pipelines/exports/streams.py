@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
-from pipelines.exports.base import ExportError, ExportImage, Fetch
+from pipelines.exports.dataset import ExportError, ExportImage, Fetch
 from pipelines.exports.files import THREADS, WAITING
 
 

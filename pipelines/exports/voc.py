@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from xml.etree import ElementTree
 
 from operators.wording import counted
-from pipelines.exports.base import Dataset, Exporter, ExportImage, ExportParams, ExportSummary
+from pipelines.exports.base import Exporter, ExportParams
 from pipelines.exports.card import dataset_card, how_placed
+from pipelines.exports.dataset import Dataset, ExportImage, ExportSummary
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Label, Tally
 
@@ -45,7 +46,7 @@ class Voc(Exporter):
 
     def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`."""
-        tally = Tally(dataset.classes, dataset.splits)
+        tally = Tally(dataset.classes, dataset.splits, left_out=dataset.left_out)
         masks = others = 0
         names = _sets(dataset.splits)
         database = str(dataset.provenance.get("pipeline") or "labelmill")

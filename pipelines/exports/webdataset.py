@@ -7,10 +7,11 @@ import tarfile
 from contextlib import ExitStack
 from typing import IO, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from pipelines.exports.base import ALL, Dataset, Exporter, ExportSummary
+from pipelines.exports.base import Exporter, LabelParams
 from pipelines.exports.card import dataset_card
+from pipelines.exports.dataset import ALL, Dataset, ExportSummary
 from pipelines.exports.entries import object_entry, word_entry
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Tally
@@ -36,23 +37,23 @@ class WebDataset(Exporter):
     """
 
     name = "webdataset"
+    images_alone = "where nobody looked at any"
 
-    class Params(BaseModel):
+    class Params(LabelParams):
         """Parameters of the WebDataset export. Images are always inside the tars.
 
         Attributes:
+            unread, refused: See `LabelParams`.
             samples: Samples in a tar, at most.
             megabytes: Millions of bytes in a tar, at most; a larger single sample has a tar of its own.
         """
-
-        model_config = ConfigDict(extra="forbid", frozen=True)
 
         samples: int = Field(10_000, ge=1)
         megabytes: int = Field(500, ge=1)
 
     def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`."""
-        tally = Tally(dataset.classes, dataset.splits, ("crowd", "extra"))
+        tally = Tally(dataset.classes, dataset.splits, ("crowd", "extra"), left_out=dataset.left_out)
         counts = {"words": 0, "captions": 0}
         with ExitStack() as stack:
             tars = {
@@ -67,7 +68,9 @@ class WebDataset(Exporter):
                     "key": image.key,
                     "width": image.width,
                     "height": image.height,
-                    "objects": [object_entry(image, label, dataset.classes) for label in labels],
+                    "objects": None
+                    if image.label_state == "unread"
+                    else [object_entry(image, label, dataset.classes) for label in labels],
                 }
                 if image.words is not None:
                     entry["words"] = [word_entry(word) for word in words]

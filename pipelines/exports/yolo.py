@@ -8,8 +8,9 @@ from pydantic import field_validator
 
 from operators.wording import counted
 from pipelines.exports import yolo_lines
-from pipelines.exports.base import ALL, Dataset, Exporter, ExportError, ExportImage, ExportParams, ExportSummary
+from pipelines.exports.base import Exporter, ExportParams
 from pipelines.exports.card import dataset_card, how_placed
+from pipelines.exports.dataset import ALL, Dataset, ExportError, ExportImage, ExportSummary
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Tally
 from pipelines.exports.texts import read_texts
@@ -79,6 +80,9 @@ class Yolo(Exporter):
     def needs(self) -> tuple[str, ...]:
         return ("class",) if self.params.task == "classify" else ()
 
+    def labelled(self, image: ExportImage) -> bool:
+        return super().labelled(image) or (self.params.task == "obb" and image.words is not None)
+
     def write(self, dataset: Dataset, out: Output) -> ExportSummary:
         """Write the dataset; see `Exporter.write`.
 
@@ -90,7 +94,7 @@ class Yolo(Exporter):
                 raise ExportError(f"a split must be train, val or test in YOLO but is {split!r}")
         if self.params.task == "classify":
             return write_classes(dataset, out, self.params.images, self._made())
-        tally, readable = Tally(dataset.classes, dataset.splits), Readable()
+        tally, readable = Tally(dataset.classes, dataset.splits, left_out=dataset.left_out), Readable()
         with out:
             for image in dataset.checked():
                 folder = image.split or "train"
@@ -106,6 +110,9 @@ class Yolo(Exporter):
             out.folder(f"labels/{split}")
         out.write("data.yaml", _data_yaml(tally.classes, present))
         notes = [*tally.notes(), *readable.notes()]
+        if self.params.task == "segment" and tally.boxes_only:
+            number = counted(tally.boxes_only, "object has", "objects have")
+            notes.append(f"{number} no mask; the polygon is then the box.")
         if self.params.task == "obb" and tally.boxes_only:
             number = counted(tally.boxes_only, "object has", "objects have")
             notes.append(f"{number} no mask; the rectangle is then the box, which is upright.")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from operators.wording import counted
-from pipelines.exports.base import Dataset, ExportSummary
 from pipelines.exports.card import dataset_card
 from pipelines.exports.class_folders import class_folders
+from pipelines.exports.dataset import Dataset, ExportSummary
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Tally
 from pipelines.exports.yolo_readable import Readable
@@ -28,7 +28,7 @@ def write_classes(dataset: Dataset, out: Output, mode: Literal["link", "copy"], 
         mode: See `pipelines.exports.files.Output.place`.
         made: Sentences for the card.
     """
-    tally, readable = Tally(dataset.classes, dataset.splits), Readable()
+    tally, readable = Tally(dataset.classes, dataset.splits, left_out=dataset.left_out), Readable()
     folders = class_folders(dataset.classes)
     with out:
         for image in dataset.checked():

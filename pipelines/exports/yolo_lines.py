@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipelines.exports.base import ExportImage
+from pipelines.exports.dataset import ExportImage
 from pipelines.exports.labels import MIN_SIDE, Label
 from pipelines.exports.masks import joined_polygon, smallest_rectangle
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from operators.wording import counted
-from pipelines.exports.base import ExportImage
+from pipelines.exports.dataset import ExportImage
 
 FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000"})
 """Pillow's formats that Ultralytics has an extension for; it passes over other files."""

@@ -16,8 +16,8 @@ import pyarrow as pa
 from operators.columns.schemas import SIDES
 from operators.labels.findings import KINDS, LABEL_ERROR, LABEL_ERRORS
 from pipelines.errors import UserError, nearest
-from pipelines.inspection.status import reopen
 from pipelines.run_folder.layout import Layout, column_of
+from pipelines.run_folder.reopen import reopen
 from pipelines.run_folder.shards import read_shard
 from pipelines.steps import Input
 

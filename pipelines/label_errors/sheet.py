@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from operators.base import RowError
 from operators.columns.schemas import SIDES
+from operators.errors import RowError
 from operators.images.data_url import data_url
 from operators.images.decoded import DecodedImage, decode
 from pipelines.label_errors.print import headline

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import typer
 
 from pipelines.errors import UserError, nearest
-from pipelines.new.source import Found, guess_kind, look, name_of
+from pipelines.new.source import Found, look, name_of
 from pipelines.new.write import (
     NEEDS_CLASSES,
     WANTS,
@@ -21,6 +21,7 @@ from pipelines.new.write import (
     parse_classes,
     parse_list,
 )
+from pipelines.sources.guess import guess_kind
 
 if TYPE_CHECKING:
     from pipelines.sources.spec import Kind

@@ -27,7 +27,7 @@ WANTS = {
 
 NEEDS_CLASSES = ("classify", "boxes")
 
-LABELLED = ("coco", "yolo", "voc")
+LABELLED = ("coco", "yolo", "voc", "cvat", "label_studio")
 """Kinds of source that have labels of their own."""
 
 EXPORT_NEEDS = {"words": "text", "caption": "captions", "class": "classify"}

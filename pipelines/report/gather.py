@@ -25,7 +25,7 @@ OnProgress = Callable[[int, int], None]
 """Told how many pictures of how many are made."""
 
 
-def gather(run: RunReader, truth: Path | None, on_progress: OnProgress = lambda done, of: None) -> Figures:
+def gather(run: RunReader, truth: str | Path | None, on_progress: OnProgress = lambda done, of: None) -> Figures:
     """What the report of a finished run shows.
 
     Args:

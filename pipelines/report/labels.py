@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from operators.columns.schemas import SIDES
-from pipelines.engine.export_run import labels_column
+from pipelines.exports.columns import labels_column
 from pipelines.report.limits import CLASSES, OVERLAYS_EMPTY, OVERLAYS_EVEN, OVERLAYS_WORST
 from pipelines.report.picking import Lowest, draw
 from pipelines.report.run_reader import Figures, RunReader, ShardView

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from operators.base import RowError
+from operators.errors import RowError
 from operators.images.decoded import decode
 from pipelines.errors import UserError
 from pipelines.report.limits import MAX_PICTURE_BYTES

@@ -12,7 +12,7 @@ from operators.models.card import ModelCard
 from operators.ontology import Ontology
 from operators.secrets import hide
 from pipelines.report.run_reader import Figures, RunReader
-from pipelines.run import PIPELINE_FILE
+from pipelines.run_folder.reopen import PIPELINE_FILE
 from pipelines.steps import Step
 
 PACKAGES = (

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from operators.columns.schemas import SIDES
-from operators.measures.detections import bbox, corners, match
-from pipelines.engine.export_run import labels_column
+from operators.measures.detections import compare, corners, is_crowd
 from pipelines.evaluation.evaluate import evaluate_run
+from pipelines.evaluation.labels import as_label
 from pipelines.evaluation.truth import Truth, read_truth
 from pipelines.report.run_reader import Figures, RunReader, ShardView
+from pipelines.run_folder.finished_run import FinishedRun
 from pipelines.run_folder.shards import read_shard
 from pipelines.steps import Input
 
@@ -36,10 +36,12 @@ class Mistakes:
 class Quality:
     """Compares the labels of kept images with truth, shard by shard."""
 
-    def __init__(self, run: RunReader, path: Path) -> None:
-        self.figures = evaluate_run(run.folder, path)
-        self._run, self._truth = run, read_truth(path)
-        self._column = labels_column(run.steps, run.pipeline.labels)
+    def __init__(self, run: RunReader, where: str | Path) -> None:
+        self.figures = evaluate_run(run.folder, where)
+        finished = FinishedRun(run.folder)
+        self._run, self._truth = run, read_truth(where, finished)
+        self._column = finished.labels_column()
+        self._judged = set(finished.labels(self._truth.images))
         ontology = run.pipeline.settings.ontology
         self._asked = set(self._truth.classes) if ontology is None else set(ontology.classes)
         self._objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
@@ -57,9 +59,9 @@ class Quality:
         labels = shard.column(self._column)
         for row, key in enumerate(keys):
             number = self._truth.images.get(key)
-            if number is None or not shard.kept[row]:
+            if number is None or key not in self._judged:
                 continue
-            mistakes = self._compare(self._truth, number, labels[row].as_py() or [])
+            mistakes = self._compare(self._truth, number, labels[row].as_py())
             if mistakes:
                 self.by_image[int(shard.ids[row])] = mistakes
 
@@ -74,23 +76,21 @@ class Quality:
 
     def _compare(self, truth: Truth, number: int, labels: list[dict[str, Any]]) -> Mistakes:
         numbers = {name: place for place, name in enumerate(truth.classes, 1)}
-        judged = [place for place, label in enumerate(labels) if label["class"] in numbers]
-        found = [
-            {"image_id": number, "category_id": numbers[labels[place]["class"]], "score": labels[place]["score"],
-             "bbox": bbox(*(labels[place][side] for side in SIDES))}
-            for place in judged
-        ]  # fmt: skip
+        judged = [place for place, label in enumerate(labels) if label["class"] in numbers and not label.get("crowd")]
+        found = [as_label(labels[place], number, numbers[labels[place]["class"]]) for place in judged]
         there = self._objects.get(number, [])
-        pairs = match(there, found)
-        right, seen = {pair.found for pair in pairs}, {pair.truth for pair in pairs}
+        compared = compare(there, found)
+        right, seen = {pair.found for pair in compared.pairs}, {pair.truth for pair in compared.pairs}
         mistakes = Mistakes()
         for index, place in enumerate(judged):
+            if index in compared.ignored:
+                continue
             self._classes[labels[place]["class"], "right" if index in right else "wrong"] += 1
             if index not in right:
                 mistakes.wrong.append(place)
         for index, each in enumerate(there):
             name = truth.classes[each["category_id"] - 1]
-            if index not in seen:
+            if index not in seen and not is_crowd(each):
                 self._classes[name, "missed"] += 1
                 mistakes.missed.append((name, corners(each["bbox"])))
         return mistakes

@@ -13,10 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.errors import UnfinishedRun
-from pipelines.inspection.status import reopen
-from pipelines.run import SUMMARY_FILE
 from pipelines.run_folder.layout import Layout, column_of
 from pipelines.run_folder.outcomes import Outcome, outcomes
+from pipelines.run_folder.reopen import SUMMARY_FILE, reopen
 from pipelines.run_folder.shards import read_shard
 from pipelines.steps import Input, Step
 

@@ -23,7 +23,7 @@ HEAD = 2000
 
 def write_report(
     folder: str,
-    truth: Path | None = None,
+    truth: str | Path | None = None,
     out: Path | None = None,
     again: bool = True,
     on_progress: OnProgress = lambda done, of: None,
@@ -59,7 +59,7 @@ def write_report(
     return address
 
 
-def _state(run: RunReader, truth: Path | None) -> str:
+def _state(run: RunReader, truth: str | Path | None) -> str:
     """Identifies everything that the report is made from."""
     exports = [[export["export"], export["fingerprint"]] for export in run.summary.get("exports", [])]
     content = json.dumps([VERSION, run.summary["state"], run.pipeline.labels, exports, str(truth)])

@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from operators.review import REVIEWS
 from pipelines.errors import UserError
-from pipelines.inspection.status import reopen
 from pipelines.review.answers import Answer, Report, shown_labels
 from pipelines.review.cvat import read_cvat
 from pipelines.review.estimate import estimate
 from pipelines.review.label_studio import read_label_studio
 from pipelines.review.manifest import Given, given_images, read_manifests
+from pipelines.run_folder.reopen import reopen
 from pipelines.run_folder.store import Store, parquet_bytes
 
 DECISIONS_FILE = "review/decisions.parquet"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import posixpath
 import zipfile
 from collections.abc import Iterator
@@ -11,22 +10,16 @@ from pathlib import Path
 from typing import IO, Any
 from xml.etree import ElementTree
 
-import numpy as np
-
 from pipelines.errors import UserError
 from pipelines.exports.cvat import WORD, free_name, object_shape
 from pipelines.review.answers import Answer, Report, Returned, alike, answer, moment, shown_labels
 from pipelines.review.manifest import Given
-from pipelines.sources.labels import LabelError, numbers, polygon_mask, rle_mask
+from pipelines.sources.cvat_shapes import OTHERS, PLACE, SHAPES, SIDES, figures, geometry, runs, turn
+from pipelines.sources.frames import Frame
+from pipelines.sources.labels import LabelError
 
 WITHIN = 0.0101
 """Pixels by which CVAT may move what nobody touched: it writes two decimals."""
-
-SHAPES = ("box", "polygon", "mask")
-OTHERS = ("polyline", "points", "ellipse", "cuboid", "skeleton")
-
-_SIDES = ("xtl", "ytl", "xbr", "ybr")
-_PLACE = ("left", "top", "width", "height")
 
 
 def read_cvat(path: Path, given: dict[int, Given], report: Report) -> Iterator[Answer]:
@@ -125,73 +118,19 @@ def _objects(image: ElementTree.Element, given: Given, where: str, report: Repor
 
 
 def _unchanged(shape: ElementTree.Element, was: ElementTree.Element) -> bool:
-    if shape.tag != was.tag or shape.get("label") != was.get("label") or _turn(shape) != 0:
+    if shape.tag != was.tag or shape.get("label") != was.get("label") or turn(shape) != 0:
         return False
     try:
         if shape.tag == "mask":
-            return _runs(shape) == _runs(was) and _figures(shape, _PLACE) == _figures(was, _PLACE)
-        return alike(_figures(shape, _SIDES), _figures(was, _SIDES), WITHIN)
+            return runs(shape) == runs(was) and figures(shape, PLACE) == figures(was, PLACE)
+        return alike(figures(shape, SIDES), figures(was, SIDES), WITHIN)
     except LabelError:
         return False
 
 
-def _turn(shape: ElementTree.Element) -> float:
-    return _figures(shape, ("rotation",))[0] % 360 if shape.get("rotation") else 0.0
-
-
-def _figures(shape: ElementTree.Element, names: tuple[str, ...]) -> list[float]:
-    values = [shape.get(name) for name in names]
-    try:
-        return numbers([float(value or "") for value in values])
-    except ValueError as error:
-        raise LabelError(f"must have numbers as {', '.join(names)} but has {values}") from error
-
-
-def _runs(shape: ElementTree.Element) -> list[int]:
-    try:
-        return [int(run) for run in (shape.get("rle") or "").split(",")]
-    except ValueError as error:
-        raise LabelError("has a mask whose rle is not whole numbers") from error
-
-
 def _returned(shape: ElementTree.Element, given: Given, name: str, report: Report) -> Returned:
     size = given.image.width, given.image.height
-    label = shape.get("label", "")
-    if shape.tag == "mask":
-        return Returned(label, mask=_mask(shape, size))
-    if shape.tag == "polygon":
-        try:
-            points = [float(value) for pair in (shape.get("points") or "").split(";") for value in pair.split(",")]
-        except ValueError as error:
-            raise LabelError(f"must have points as x,y;x,y but has {shape.get('points')!r:.60}") from error
-        return Returned(label, mask=polygon_mask([points], size))
-    x1, y1, x2, y2 = _figures(shape, _SIDES)
-    if _turn(shape) == 0:
-        return Returned(label, (x1, y1, x2, y2))
-    if x2 <= x1 or y2 <= y1:
-        raise LabelError(f"has a box without area: {x2 - x1:g} x {y2 - y1:g}")
-    report.problems.append(f"{name} is turned by {_turn(shape):g} degrees; the upright box around it was taken")
-    angle, x, y = math.radians(_turn(shape)), (x1 + x2) / 2, (y1 + y2) / 2
-    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
-    w, h = ((x2 - x1) * cos + (y2 - y1) * sin) / 2, ((x2 - x1) * sin + (y2 - y1) * cos) / 2
-    return Returned(label, (x - w, y - h, x + w, y + h))
-
-
-def _mask(shape: ElementTree.Element, size: tuple[int, int]) -> str:
-    """Counts of compressed RLE over the image, of run lengths row by row inside a box."""
-    from pycocotools import mask as coco_mask
-
-    left, top, width, height = (int(value) for value in _figures(shape, _PLACE))
-    if width < 1 or height < 1:
-        raise LabelError(f"has a mask without area: {width} x {height}")
-    if left < 0 or top < 0 or left + width > size[0] or top + height > size[1]:
-        raise LabelError(
-            f"has a mask that leaves the image of {size[0]} x {size[1]}: {left}, {top}, {width} x {height}"
-        )
-    runs = _runs(shape)
-    if min(runs) < 0 or sum(runs) != width * height:
-        raise LabelError(f"has a mask whose rle does not fill {width} x {height} pixels")
-    inside = np.repeat(np.arange(len(runs)) % 2, runs).astype(np.uint8).reshape(height, width)
-    whole = np.zeros((size[1], size[0]), np.uint8, order="F")
-    whole[top : top + height, left : left + width] = inside
-    return rle_mask({"counts": coco_mask.encode(whole)["counts"].decode("ascii")}, size)
+    box, mask, note = geometry(shape, Frame(size, size))
+    if note is not None:
+        report.problems.append(f"{name} {note}")
+    return Returned(shape.get("label", ""), box, mask=mask)

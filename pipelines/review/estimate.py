@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from operators.columns.schemas import SIDES
-from operators.measures.detections import bbox, match
+from operators.measures.detections import bbox, compare
 
 IOU = 0.5
 """From which on a model's box and a person's are about the same thing."""
@@ -20,7 +20,8 @@ Labels = list[dict[str, Any]]
 def estimate(pairs: Iterable[tuple[int, Labels, Labels]], classes: Sequence[str]) -> dict[str, Any]:
     """Precision and recall of the models' labels, a person's labels being the truth.
 
-    A label is right if the person has one of its class that it overlaps with an IoU of at least `IOU`. Intervals are
+    A label is right if the person has one of its class that it overlaps with an IoU of at least `IOU`, and counts for
+    nothing in a region to ignore. Intervals are
     Wilson's (1927) at 95 %; they take labels as independent, which those of one image are not quite.
 
     Args:
@@ -36,11 +37,13 @@ def estimate(pairs: Iterable[tuple[int, Labels, Labels]], classes: Sequence[str]
     numbers = {name: place for place, name in enumerate(classes, 1)}
     for image_id, shown, left in pairs:
         images += 1
-        people += len(left)
-        shown_by.update(each["class"] for each in shown)
+        shown = [each for each in shown if not each.get("crowd")]
         truth = [_box(image_id, each, numbers) for each in left]
         found = [_box(image_id, each, numbers) for each in shown]
-        right_by.update(shown[pair.found]["class"] for pair in match(truth, found, IOU))
+        compared = compare(truth, found, IOU)
+        people += compared.objects
+        shown_by.update(each["class"] for place, each in enumerate(shown) if place not in compared.ignored)
+        right_by.update(shown[pair.found]["class"] for pair in compared.pairs)
     right = right_by.total()
     return {
         "images": images,
@@ -53,7 +56,8 @@ def estimate(pairs: Iterable[tuple[int, Labels, Labels]], classes: Sequence[str]
 def _box(image_id: int, label: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:
     number = numbers.setdefault(label["class"], len(numbers) + 1)
     box = bbox(*(float(label[side]) for side in SIDES))
-    return {"image_id": image_id, "category_id": number, "bbox": box, "score": label["score"]}
+    return {"image_id": image_id, "category_id": number, "bbox": box, "score": label["score"],
+            "iscrowd": int(bool(label.get("crowd")))}  # fmt: skip
 
 
 def _share(right: int, of: int) -> dict[str, Any]:

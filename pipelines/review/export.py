@@ -12,15 +12,15 @@ from typing import Any
 from pipelines.engine.export_run import export_images
 from pipelines.errors import UnfinishedRun, UserError, nearest
 from pipelines.exports import exporter
-from pipelines.exports.base import Dataset, Exporter, ExportError, ExportImage, Fetch
+from pipelines.exports.base import Exporter
 from pipelines.exports.columns import labels_column, models_used
+from pipelines.exports.dataset import Dataset, ExportError, ExportImage, Fetch
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.label_studio import LabelStudio
-from pipelines.inspection.status import reopen
 from pipelines.review.collect import DECISIONS_FILE, read_decisions
 from pipelines.review.manifest import FOLDER, Details, manifest_bytes, read_manifests
 from pipelines.review.pick import Pick, pick
-from pipelines.run import export_classes
+from pipelines.run_folder.reopen import export_classes, reopen
 from pipelines.sources import Fetcher, open_source
 
 MANIFEST = "review.parquet"

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from operators.columns.schemas import DETECTIONS
 from pipelines.errors import UserError
-from pipelines.exports.base import ExportImage
+from pipelines.exports.dataset import ExportImage
 from pipelines.run_folder.store import Store, parquet_bytes
 
 FOLDER = "review/given"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
+from operators.base import RowError
 from pipelines.errors import UnfinishedRun
-from pipelines.inspection.status import reopen
+from pipelines.exports.columns import labels_column
 from pipelines.run_folder.layout import column_of
 from pipelines.run_folder.outcomes import outcomes
+from pipelines.run_folder.reopen import reopen
 from pipelines.run_folder.shards import read_shard
+from pipelines.sources import Fetcher
 from pipelines.steps import Input
 
 
@@ -38,22 +42,93 @@ class FinishedRun:
         except FileNotFoundError as error:
             raise UnfinishedRun(folder) from error
 
-    def values(self, column: Input) -> dict[str, Any]:
-        """A column's values of the images that were kept and for which there is one."""
+    def values(self, column: Input, only: Collection[str]) -> dict[str, Any]:
+        """A column's values of those images that were kept and for which there is one.
+
+        Args:
+            column: Which.
+            only: Keys. Of the others nothing is held in memory.
+        """
         found: dict[str, Any] = {}
-        for shard, keys in self.keys.items():
-            values = column_of(self.layout, column, shard).to_pylist()
-            pairs = zip(keys, values, strict=True)
-            found.update((key, value) for key, value in pairs if value is not None and self.outcome[key] == "kept")
+        for keys, table in self.tables({column.column: column}, only):
+            values = table.column(0).to_pylist()
+            found.update((key, value) for key, value in zip(keys, values, strict=True) if value is not None)
         return found
 
-    def tables(self, columns: Mapping[str, Input], only: Iterable[str]) -> Iterator[tuple[list[str], pa.Table]]:
+    def tables(self, columns: Mapping[str, Input], only: Collection[str]) -> Iterator[tuple[list[str], pa.Table]]:
         """Shard by shard, some columns of the images that were kept and are asked for, and their keys."""
-        wanted = set(only)
+        wanted = only if isinstance(only, (Set, Mapping)) else set(only)
         for shard, keys in self.keys.items():
             rows = [row for row, key in enumerate(keys) if key in wanted and self.outcome[key] == "kept"]
+            if not rows:
+                continue
             given = {name: column_of(self.layout, column, shard) for name, column in columns.items()}
             yield [keys[row] for row in rows], pa.table(given).take(pa.array(rows, pa.int64()))
+
+    def labels_column(self) -> Input:
+        """Where the run's labels come from; see `pipelines.exports.columns.labels_column`."""
+        return labels_column(self.layout.steps, self.pipeline.labels)
+
+    def labels(self, only: Collection[str]) -> dict[str, Any]:
+        """The labels of those images that were kept and that somebody, or a model, has looked at.
+
+        Where they are the source's, not those of images of which some could not be taken.
+        """
+        column = self.labels_column()
+        found = self.values(column, only)
+        if column.step is None:
+            states = self.values(Input(None, "label_state", pa.string()), found)
+            found = {key: labels for key, labels in found.items() if states[key] == "read"}
+        return found
+
+    def uris(self) -> Iterator[tuple[str, str]]:
+        """Key and uri of every image."""
+        for shard in self.keys:
+            yield from zip(*read_shard(self.layout.store, shard, ["key", "uri"]).to_pydict().values(), strict=True)
+
+    def image_ids(self) -> Iterator[tuple[str, int]]:
+        """Key and image_id of every image."""
+        for shard in self.keys:
+            columns = read_shard(self.layout.store, shard, ["key", "image_id"]).to_pydict()
+            yield from zip(*columns.values(), strict=True)
+
+    def size(self, key: str) -> tuple[int, int] | None:
+        """Width and height of an image, upright, as `inspect` says or else its file; None for one that has none."""
+        if key not in self.outcome:
+            return None
+        if key in self._sizes:
+            return self._sizes[key]
+        return self._read_size(key)
+
+    @cached_property
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        """By key, of the images that an `inspect` step has seen."""
+        found: dict[str, tuple[int, int]] = {}
+        width, height = (self.last(side) for side in ("width", "height"))
+        if width is None or height is None or width.step != height.step:
+            return found
+        for shard, keys in self.keys.items():
+            sides = (column_of(self.layout, column, shard).to_pylist() for column in (width, height))
+            found.update(
+                (key, (w, h)) for key, w, h in zip(keys, *sides, strict=True) if w is not None and h is not None
+            )
+        return found
+
+    def _read_size(self, key: str) -> tuple[int, int] | None:
+        from operators.images.decoded import DecodeError, image_size
+
+        try:
+            return image_size(self._fetch(self._uris[key]))
+        except (RowError, DecodeError):
+            return None
+
+    @cached_property
+    def _uris(self) -> dict[str, str]:
+        return dict(self.uris())
+
+    @cached_property
+    def _fetch(self) -> Fetcher:
+        return Fetcher(dict(self.pipeline.settings.source.storage_options))
 
     def last(self, name: str, fields: Iterable[str] = ()) -> Input | None:
         """The last step's column of that name whose values are lists of structs with these fields, if any is asked."""

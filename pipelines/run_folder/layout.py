@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,9 @@ from operators.applying.patience import Limits
 from pipelines.run_folder.shards import read_shard, shard_name, shard_numbers
 from pipelines.run_folder.store import Store
 from pipelines.steps import Input, Step
+
+UNDONE = "undone"
+"""Folder below a step's where its provisional results are."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,41 @@ class Layout:
         """The file of a step's result for a shard."""
         return f"steps/{self.folders[position]}/{shard_name(shard)}"
 
+    def provisional(self, position: int, shard: int) -> str:
+        """The file of a step's result for a shard as long as images are undone in it, or in what it was made from."""
+        return f"steps/{self.folders[position]}/{UNDONE}/{shard_name(shard)}"
+
     def table(self, position: int, shard: int, columns: list[str] | None = None) -> pa.Table:
-        """A step's result for a shard. Raises FileNotFoundError where it is not done."""
-        return self.store.read_table(self.file(position, shard), columns)
+        """A step's result for a shard, be it provisional. Raises FileNotFoundError where there is none."""
+        try:
+            return self.store.read_table(self.file(position, shard), columns)
+        except FileNotFoundError:
+            return self.store.read_table(self.provisional(position, shard), columns)
 
     def done(self, position: int) -> set[int]:
         """The shards for which a step is done."""
         return set(shard_numbers(self.store.names(f"steps/{self.folders[position]}")))
+
+    def unfinished(self, position: int) -> set[int]:
+        """The shards for which a step has a provisional result and no other."""
+        found = set(shard_numbers(self.store.names(f"steps/{self.folders[position]}/{UNDONE}")))
+        return found - self.done(position) if found else found
+
+    def provisional_state(self) -> str:
+        """Identifies what is in the provisional results; empty where there are none."""
+        digest = hashlib.sha256()
+        found = [(position, shard) for position in range(len(self.steps)) for shard in self.unfinished(position)]
+        for position, shard in sorted(found):
+            digest.update(f"{position} {shard} ".encode() + self.store.read(self.provisional(position, shard)))
+        return digest.hexdigest() if found else ""
+
+    def write(self, position: int, shard: int, table: pa.Table, provisional: bool) -> None:
+        """Write a step's result for a shard: for good, or until its undone images are done."""
+        if provisional:
+            self.store.write_table(self.provisional(position, shard), table)
+            return
+        self.store.write_table(self.file(position, shard), table)
+        self.store.remove(self.provisional(position, shard))
 
 
 def column_of(layout: Layout, source: Input, shard: int, tables: dict[int, pa.Table] | None = None) -> pa.ChunkedArray:

@@ -6,14 +6,10 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
 
 from operators.moment import kind_of
 from pipelines.errors import UserError
-
-if TYPE_CHECKING:
-    from pipelines.run_folder.store import Store
 
 KEPT = "what was finished is kept: then run the same command again"
 
@@ -21,7 +17,7 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-class OutputError(UserError):
+class OutputError(UserError, OSError):
     """The output cannot be written or read; says why, and what to do."""
 
     exit_status = 1
@@ -44,7 +40,7 @@ def output_error(error: BaseException, address: str) -> OutputError | None:
     if code in _FULL:
         where = _place(link, address)
         return OutputError(f"no space is left {where}; free some: {KEPT}")
-    if code in _FORBIDDEN and _below(link, address):
+    if code in _FORBIDDEN and is_below(link, address):
         assert isinstance(link, OSError)
         return OutputError(
             f"the output {address} cannot be written: {link.strerror}; make it writable, or choose another output"
@@ -54,14 +50,15 @@ def output_error(error: BaseException, address: str) -> OutputError | None:
 
 def _place(error: BaseException | None, address: str) -> str:
     named = getattr(error, "filename", None)
-    if isinstance(named, str) and not _below(error, address):
+    if isinstance(named, str) and not is_below(error, address):
         return f"for {named}"
     if named is None:
         return f"for the output {address}, or for temporary files in {tempfile.gettempdir()}"
     return f"for the output {address}"
 
 
-def _below(error: BaseException | None, address: str) -> bool:
+def is_below(error: BaseException | None, address: str) -> bool:
+    """Whether an exception names a file of the output."""
     named = getattr(error, "filename", None)
     root = os.path.abspath(address.removeprefix("file://"))
     return isinstance(named, str) and os.path.abspath(named).startswith(root)
@@ -90,39 +87,6 @@ def telling(address: str, doing: str) -> Iterator[None]:
         if isinstance(error, OSError):
             raise OutputError(f"the output {address} cannot be {doing}: {_text(error)}; {KEPT}") from error
         raise
-
-
-@contextmanager
-def guarded(store: Store, marker: str) -> Iterator[None]:
-    """A whole run: whatever ends it because of its output, ends it with one sentence and nothing half-written.
-
-    Args:
-        store: The output, held.
-        marker: A file that every output has.
-    """
-    try:
-        yield
-    except Exception as error:
-        with suppress(Exception):
-            store.clean()
-        if isinstance(error, UserError) and not isinstance(error, OutputError):
-            raise
-        if store.is_local and _is_gone(error, store, marker):
-            raise removed(store.address()) from error
-        if isinstance(error, OutputError):
-            raise
-        known = output_error(error, store.address())
-        if known is None:
-            raise
-        raise known from error
-
-
-def _is_gone(error: BaseException, store: Store, marker: str) -> bool:
-    link: BaseException | None = error
-    while link is not None and not isinstance(link, FileNotFoundError):
-        link = link.__cause__ or getattr(link, "cause", None)
-    missed = _below(link, store.address()) and not os.path.exists(store.path(marker))
-    return missed or not os.path.isdir(store.path())
 
 
 def _text(error: BaseException) -> str:

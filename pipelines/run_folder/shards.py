@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from operators.columns.schemas import SHARD
 from pipelines.errors import UserError
 from pipelines.run_folder.store import Store
-from pipelines.sources import Entry, Source
+from pipelines.sources import Entry, Refused, Source
 
 FOLDER = "shards"
 
@@ -37,6 +37,8 @@ class Intake:
         gone: Keys that the source no longer has.
         problems: What is wrong with single entries, or with the source.
         ignored: Files of the source that are no images: suffix → how many.
+        missing: Whole classes of labels that are missing; see `Source.missing`.
+        orphans: Refused labels that belong to no image.
     """
 
     shards: dict[int, int] = field(default_factory=dict)
@@ -45,6 +47,8 @@ class Intake:
     gone: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    orphans: list[Refused] = field(default_factory=list)
 
     @property
     def images(self) -> int:
@@ -91,6 +95,7 @@ def take_in(source: Source, store: Store, shard_size: int, write: bool = True) -
             intake.changed.append(entry.key)
     intake.problems = sorted(intake.problems) + list(source.problems)
     intake.ignored = dict(source.ignored)
+    intake.missing, intake.orphans = list(source.missing), list(source.refused)
     intake.changed.sort()
     intake.gone = sorted(known.keys() - seen)
     intake.added = len(fresh)
@@ -122,9 +127,10 @@ def known_shards(store: Store) -> dict[int, int]:
 def read_shard(store: Store, shard: int, columns: list[str] | None = None) -> pa.Table:
     """The rows of a shard, all columns of `operators.columns.schemas.SHARD` or some."""
     name = f"{FOLDER}/{shard_name(shard)}"
-    if columns is not None and not LATER.keys() & set(columns):
-        return store.read_table(name, columns)
-    table = store.read_table(name)
+    try:
+        return store.read_table(name, columns or SHARD.names)
+    except KeyError:
+        table = store.read_table(name)
     for column, of in LATER.items():  # a run of an earlier version does not have them
         if column not in table.column_names:
             table = table.append_column(SHARD.field(column), of(table))

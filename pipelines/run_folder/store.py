@@ -125,6 +125,11 @@ class Store:
                 os.unlink(temporary)
             raise
 
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.exists(name):
+            self._ask("written", lambda: self.fs.rm(self.path(name)))
+
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A Parquet file, or some of its columns; detections as `operators.columns.schemas.DETECTIONS` whoever wrote
         them."""

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from operators.base import RowError
+from operators.errors import RowError
 from operators.images.data_url import data_url
 from operators.images.decoded import decode
 from pipelines.errors import UserError
-from pipelines.inspection.status import explain_image
+from pipelines.run_folder.image_story import explain_image
 from pipelines.search.print import describe_index
 from pipelines.sheets import READERS, SIDE, render_sheet, write_page
 from pipelines.sources.base import in_order

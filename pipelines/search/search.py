@@ -13,17 +13,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.applying.apply import Job, Worker, apply
+from operators.applying.apply import Job, apply
 from operators.applying.shard_images import ShardImages
-from operators.base import ImageOperator, OperatorError
+from operators.applying.worker import Worker
+from operators.base import ImageOperator
 from operators.columns.vectors import Vectors, holds_vectors
 from operators.engines.embedding import encoder
+from operators.errors import OperatorError
 from operators.models.card import ModelCard
 from pipelines.engine.work import load, use_threads
 from pipelines.errors import UserError, nearest
-from pipelines.inspection.status import explain_image, reopen
+from pipelines.run_folder.image_story import explain_image
 from pipelines.run_folder.layout import Layout, column_of
 from pipelines.run_folder.outcomes import note_decisions
+from pipelines.run_folder.reopen import reopen
 from pipelines.run_folder.shards import read_shard
 from pipelines.search.index import open_index
 from pipelines.sources.storage import Storage

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipelines.sources.base import Entry, Source, SourceError
+from pipelines.sources.base import Entry, Refused, Source, SourceError
 
 if TYPE_CHECKING:
     from pipelines.sources.fetch import Fetcher
     from pipelines.sources.spec import SourceSpec, open_source
 
-__all__ = ["Entry", "Fetcher", "Source", "SourceError", "SourceSpec", "open_source"]
+__all__ = ["Entry", "Fetcher", "Refused", "Source", "SourceError", "SourceSpec", "open_source"]
 
 _HOMES = {"Fetcher": "fetch", "SourceSpec": "spec", "open_source": "spec"}
 

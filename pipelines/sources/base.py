@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import posixpath
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -106,12 +106,14 @@ class Source(ABC):
     Attributes:
         problems: What was wrong and belongs to no entry, one sentence each.
         refused: Labels that could not be taken and belong to no entry. `problems` names them too.
+        missing: A whole class of labels that is missing, one sentence each: of a folder, of a file, of all images.
         ignored: Files that are not images: suffix in lower case (empty for none) → how many.
     """
 
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.refused: list[Refused] = []
+        self.missing: list[str] = []
         self.ignored: dict[str, int] = {}
         self._unlisted = 0
 
@@ -126,11 +128,14 @@ class Source(ABC):
         Raises:
             SourceError: The source is missing, unreadable or empty, or two entries share a key.
         """
-        self.problems, self.refused, self.ignored, self._unlisted = [], [], {}, 0
+        self.problems, self.refused, self.missing, self.ignored, self._unlisted = [], [], [], {}, 0
         first = None
+        states: dict[str, Counter[str]] = {}
         for entry in self._unique(self._entries()):
             first = first or entry
+            states.setdefault(entry.key.rpartition("/")[0], Counter())[entry.label_state] += 1
             yield entry
+        self.missing += whole_classes(states, self.looked_for())
         self.problems.sort()
         if self._unlisted:
             self.problems.append(f"and {counted(self._unlisted, 'more problem')}")
@@ -184,6 +189,34 @@ class Source(ABC):
         most = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
         parts = [f"{count} {suffix or 'without extension'}" for suffix, count in most[:8]]
         return ", ".join(parts) + (", …" if len(most) > 8 else "")
+
+
+def whole_classes(states: dict[str, Counter[str]], looked_for: str | None) -> list[str]:
+    """What to say of labels that are missing altogether: of all images, or of all those of a folder.
+
+    Args:
+        states: Folder of keys → state of labels → how many images.
+        looked_for: See `Source.looked_for`.
+    """
+    total = sum(states.values(), Counter())
+    where = f"; looked for {looked_for}" if looked_for else ""
+    if looked_for is None and not total["refused"]:
+        return []
+    if not total["read"]:
+        found = f"{total['refused']:,} refused" if total["refused"] else "there are none"
+        return [f"none of {counted(total.total(), 'image')} has labels that could be read: {found}{where}"]
+    whole = []
+    for folder, counts in sorted(states.items()):
+        if not counts["read"]:
+            found = f"{counts['refused']:,} refused" if counts["refused"] else "there are none"
+            place = f"in {folder or 'the folder itself'}"
+            whole.append(f"none of {counted(counts.total(), 'image')} {place} has labels: {found}{where}")
+    more = len(whole) - MAX_FOLDERS
+    return whole if more <= 0 else [*whole[:MAX_FOLDERS], f"and the same of {counted(more, 'other folder')}"]
+
+
+MAX_FOLDERS = 20
+"""Folders without labels that are named one by one."""
 
 
 def valid_text(text: str) -> str:

@@ -397,7 +397,7 @@ def _mine(file: _File, records: Sequence[Record]) -> list[Record]:
 def _annotations(records: Sequence[Record], content: CocoFile) -> tuple[list[Record] | None, list[Refused]]:
     """The annotations of an image, and those of which nobody knows whether they are its; None where there is nothing to
     know."""
-    if content.annotations is None:
+    if content.annotations is None or any(record.get("label_state") == "unread" for record in records):
         return None, []
     found: list[Record] = []
     for number in dict.fromkeys(record.get("id") for record in records if is_id(record.get("id"))):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from operators.base import RowError
+from operators.errors import RowError
 from operators.secrets import keep_all, keep_options, known
 from pipelines.sources.base import SourceError
 from pipelines.sources.storage import Storage, Unavailable

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pipelines.sources.base import Entry, Source, SourceError, valid_text
 from pipelines.sources.storage import Storage
-from pipelines.sources.uri import file_uri, is_http, is_remote
+from pipelines.sources.uri import file_uri, is_http, is_remote, join
 from pipelines.sources.walk import image_suffixes, is_image_name, walk
 
 OTHER_KINDS = {
@@ -18,6 +18,11 @@ OTHER_KINDS = {
     ".arrow": "huggingface",
 }
 """Suffix → the kind of source that reads such files."""
+
+
+LABEL_SUFFIXES = (".txt", ".xml", ".json", ".yaml", ".yml", ".csv")
+LOOKED_AT = 500
+"""Files that may be labels, of which the names are compared with those of images."""
 
 
 class FolderSource(Source):
@@ -45,9 +50,12 @@ class FolderSource(Source):
                 raise SourceError(f"folder must be a folder but is a file: {self.root}{_hint([self.root])}")
             raise self.storage.missing(self.root, "the folder")
         respelt: dict[str, str] = {}
+        aside: list[str] = []
         for found in walk(self.storage, self.root, self._report):
             if not is_image_name(found.name):
                 self._ignore(found.name)
+                if found.name.lower().endswith(LABEL_SUFFIXES) and len(aside) < LOOKED_AT:
+                    aside.append(found.name)
                 continue
             key = valid_text(found.name)
             problem = found.problem
@@ -59,6 +67,39 @@ class FolderSource(Source):
                     names = valid_text(f"{other!r} and {found.location!r}")
                     raise SourceError(f"two files would have the same key {key!r}: {names}; rename one of them")
             yield Entry(key, file_uri(found.location), found.version, problem=problem)
+        if aside and not is_remote(self.root) and (told := self._labels_aside(aside)) is not None:
+            self.missing.append(told)
+
+    def _labels_aside(self, aside: list[str]) -> str | None:
+        """What to say of files that look like labels of these images, which this source does not read."""
+        from pipelines.sources.guess import guess_kind
+
+        _, kind = guess_kind(self.root, self.storage)
+        if kind != "folder":
+            return (
+                f"the labels in {self.root} are not read, as `folder` takes images alone: it looks like {kind}; use "
+                f"source: {{{kind}: {self.root}}}"
+            )
+        stems: dict[str, set[str]] = {}
+        beside = []
+        for name in aside:
+            folder, _, last = name.rpartition("/")
+            for place in dict.fromkeys(
+                (folder, folder.replace("labels", "images"), folder.replace("Labels", "Images"))
+            ):
+                if place not in stems:
+                    there = self.storage.names(join(self.root, place) if place else self.root)
+                    stems[place] = {each.rpartition(".")[0] for each in there if is_image_name(each)}
+                if last.rpartition(".")[0] in stems[place]:
+                    beside.append(name)
+                    break
+        if not beside:
+            return None
+        return (
+            f"there are files with the names of images, such as {beside[0]}, that may be their labels; `folder` reads "
+            "none. For YOLO add classes.txt (one name a line) and use source: {yolo: FOLDER}; for VOC, folders "
+            "JPEGImages and Annotations and source: {voc: FOLDER}"
+        )
 
     def _empty(self) -> str:
         suffixes = " ".join(sorted(image_suffixes()))

@@ -8,10 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.sources.base import Entry, Source, SourceError, problem_text, valid_text
+from pipelines.sources.base import Entry, Refused, Source, SourceError, problem_text, valid_text
 from pipelines.sources.cells import cell_kind, cell_value, image_column, row_name
-from pipelines.sources.labels import OVERFLOW, LabelError, bytes_size, clip, detection, numbers, stored_size
-from pipelines.sources.metadata import scalar_columns, scalars
+from pipelines.sources.labels import LabelError, bytes_shape, stored_shape
+from pipelines.sources.metadata import said_size, scalar_columns, scalars
+from pipelines.sources.object_rows import CLASS_KEYS, objects_column, read_objects, unread_boxes
 from pipelines.sources.storage import Storage, Unavailable
 from pipelines.sources.uri import is_remote, member_uri, resolve
 
@@ -23,16 +24,20 @@ SPLITS = {"training": "train", "valid": "val", "validation": "val", "dev": "val"
 class HuggingFaceSource(Source):
     """One image a row of a saved Dataset or DatasetDict, memory-mapped. The other scalar columns become metadata.
 
-    A column ``objects`` with ``bbox`` (COCO's x, y, width, height) and ``category`` or ``categories`` becomes labels.
+    A column ``objects`` with ``bbox`` (COCO's x, y, width, height) and ``category`` or ``label`` becomes labels; see
+    `pipelines.sources.object_rows`.
 
     Args:
         folder: Where the dataset was saved, on this machine.
         image: The column with the images; None if there is only one that it can be.
         storage: Reads images that the dataset only points at.
+        rescale: Whether labels of images that were evenly scaled since are scaled with them.
     """
 
-    def __init__(self, folder: str, image: str | None, storage: Storage) -> None:
+    def __init__(self, folder: str, image: str | None, storage: Storage, rescale: bool = False) -> None:
         super().__init__()
+        self.rescale = rescale
+        self._labelled = False
         self.folder = folder
         self.image = image
         self.storage = storage
@@ -44,7 +49,8 @@ class HuggingFaceSource(Source):
     def classes(self) -> list[str] | None:
         names: list[str] = []
         for dataset in load_saved(self.folder).values():
-            names += _class_names(dataset.features.get("objects")) or []
+            objects = objects_column(dataset.features.arrow_schema)
+            names += _class_names(dataset.features.get(objects)) or [] if objects else []
         return [valid_text(name) for name in dict.fromkeys(names)] or None
 
     def _entries(self) -> Iterator[Entry]:
@@ -60,16 +66,23 @@ class HuggingFaceSource(Source):
         where = f"{self.folder} ({split})" if split else self.folder
         image = image_column(schema, self.image, where, declared)
         others = scalar_columns(schema, without=(image,))
-        objects = ["objects"] if _holds_objects(schema) else []
-        names = _class_names(dataset.features.get("objects")) if objects else None
+        objects = objects_column(schema)
+        self._labelled |= objects is not None
+        if ignored := unread_boxes(schema, objects):
+            self.missing.append(
+                f"{where} has boxes that are not read in {', '.join(ignored)}; objects must be in a column of "
+                "lists or structs with bbox (x, y, width, height) and category or label"
+            )
+        names = _class_names(dataset.features.get(objects)) if objects else None
         version = _version(dataset)
         labelled = {name: dataset.features[name] for name in others if hasattr(dataset.features[name], "int2str")}
         shown = split or str(dataset.split or "")
         rows = len(dataset)
-        wanted = [*others, *objects, *([image] if objects or cell_kind(schema.field(image).type) == "text" else [])]
+        needed = objects or cell_kind(schema.field(image).type) == "text"
+        wanted = [*others, *([objects] if objects else []), *([image] if needed else [])]
         for row, values in enumerate(_values(dataset, wanted, rows)):
             problems: list[str] = []
-            labels = self._labels(values, image, names, problems) if objects else None
+            labels, refused = self._labels(values, objects, image, names, problems) if objects else (None, [])
             for name, feature in labelled.items():
                 values[name] = _class_name(feature, values[name])
             yield Entry(
@@ -79,38 +92,41 @@ class HuggingFaceSource(Source):
                 labels,
                 SPLITS.get(shown, shown) or None,
                 scalars({name: values[name] for name in others}),
-                problem_text(problems),
+                problem_text([*problems, *map(str, refused)]),
+                tuple(refused),
             )
 
     def _labels(
-        self, values: dict[str, Any], image: str, names: list[str] | None, problems: list[str]
-    ) -> list[dict[str, Any]] | None:
-        objects = _rows_of(values["objects"])
-        if objects is None:
-            return None
-        size = None
-        if objects:
+        self, values: dict[str, Any], objects: str, image: str, names: list[str] | None, problems: list[str]
+    ) -> tuple[list[dict[str, Any]] | None, list[Refused]]:
+        shape = None
+        if values[objects]:
             try:
                 cell = cell_value(values[image])
                 if cell is None:
                     raise LabelError("it is empty")
-                size = bytes_size(cell) if isinstance(cell, bytes) else stored_size(self.storage, self._file(cell))
+                shape = bytes_shape(cell) if isinstance(cell, bytes) else stored_shape(self.storage, self._file(cell))
             except (LabelError, Unavailable, ValueError) as error:
                 problems.append(f"the image's width and height are not known: {error}")
-        labels = []
-        for number, item in enumerate(objects, 1):
-            try:
-                x, y, width, height = numbers(item.get("bbox"), 4)
-                box, outside = clip((x, y, x + width, y + height), size)
-                if outside > OVERFLOW:
-                    problems.append(f"object {number} has a box that leaves the image by {outside:g} pixels; clipped")
-                labels.append(detection(box, _category(item, names)))
-            except LabelError as error:
-                problems.append(f"object {number} {error}")
-        return labels
+        labels, refused, notes = read_objects(values[objects], names, shape, said_size(values), self.rescale)
+        problems += notes
+        return labels, refused
+
+    def looked_for(self) -> str | None:
+        return "a column such as objects with bbox and category" if self._labelled else None
 
     def _file(self, reference: str) -> str:
         return resolve(reference, self.folder)
+
+
+def holds_parquet_alone(folder: str, storage: Storage) -> bool:
+    """Whether a local folder has Parquet files, and nothing that ``save_to_disk`` wrote."""
+    if is_remote(folder) or not storage.is_folder(folder):
+        return False
+    names = storage.names(folder)
+    if "dataset_info.json" in names or "dataset_dict.json" in names:
+        return False
+    return any(name.endswith(".parquet") for name in [*names, *storage.names(os.path.join(folder, "data"))])
 
 
 def load_saved(folder: str) -> dict[str, Any]:
@@ -160,15 +176,6 @@ def _class_name(feature: Any, value: int | None) -> str | int | None:
     return feature.int2str(value) if value is not None and 0 <= value < feature.num_classes else value
 
 
-def _holds_objects(schema: pa.Schema) -> bool:
-    if "objects" not in schema.names:
-        return False
-    kind = schema.field("objects").type
-    kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
-    names = [field.name for field in kind] if pa.types.is_struct(kind) else []
-    return "bbox" in names and ("category" in names or "categories" in names)
-
-
 def _class_names(feature: Any) -> list[str] | None:
     """The names of the ClassLabel among the fields of ``objects``, however lists and mappings nest."""
     if feature is None:
@@ -176,26 +183,7 @@ def _class_names(feature: Any) -> list[str] | None:
     if hasattr(feature, "int2str"):
         return list(feature.names)
     if isinstance(feature, dict):
-        return _class_names(feature.get("category", feature.get("categories")))
+        return next((_class_names(feature[key]) for key in CLASS_KEYS if key in feature), None)
     if isinstance(feature, list):
         return _class_names(feature[0]) if feature else None
     return _class_names(getattr(feature, "feature", None))
-
-
-def _rows_of(objects: Any) -> list[dict[str, Any]] | None:
-    """Objects as one dict each, from a list of dicts or a dict of lists; None where there are no labels."""
-    if objects is None or isinstance(objects, list):
-        return [item or {} for item in objects] if objects is not None else None
-    boxes = objects.get("bbox")
-    if boxes is None:
-        return None
-    categories = objects.get("category", objects.get("categories")) or []
-    padded = [*categories, *[None] * (len(boxes) - len(categories))]
-    return [{"bbox": box, "category": category} for box, category in zip(boxes, padded, strict=False)]
-
-
-def _category(item: dict[str, Any], names: list[str] | None) -> str:
-    value = item.get("category", item.get("categories"))
-    if value is None or (isinstance(value, int) and names is not None and not 0 <= value < len(names)):
-        raise LabelError(f"has the category {value}, which has no name")
-    return names[value] if names is not None and isinstance(value, int) else str(value)

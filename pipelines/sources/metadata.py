@@ -33,6 +33,14 @@ def scalar_columns(schema: pa.Schema, without: Iterable[str]) -> list[str]:
     return [field.name for field in schema if field.name not in skipped and _is_scalar(field.type)]
 
 
+def said_size(values: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Width and height of an image as a row says them under these names; None where it does not."""
+    size = values.get("width"), values.get("height")
+    if all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
+        return size  # type: ignore[return-value]
+    return None
+
+
 def bounded_text(text: str) -> str:
     """The text, cut to `MAX_TEXT` characters."""
     text = valid_text(text)

@@ -44,7 +44,7 @@ def read_labels(where: str, sizes: Sizes | None = None) -> Labels:
     Raises:
         pipelines.sources.base.SourceError: It is not there, or nothing of it can be read.
     """
-    from pipelines.new.source import guess_kind
+    from pipelines.sources.guess import guess_kind
     from pipelines.sources.spec import SourceSpec, open_source
 
     location, kind = guess_kind(where)

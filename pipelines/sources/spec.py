@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipelines.sources.base import Sizes, Source
 from pipelines.sources.uri import as_location, has_user
 
-Kind = Literal["folder", "coco", "yolo", "voc", "parquet", "webdataset", "huggingface"]
-KINDS: tuple[Kind, ...] = ("folder", "coco", "yolo", "voc", "parquet", "webdataset", "huggingface")
+Kind = Literal["folder", "coco", "yolo", "voc", "cvat", "label_studio", "parquet", "webdataset", "huggingface"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def _path_text(value: Any) -> Any:
@@ -51,11 +51,14 @@ class SourceSpec(BaseModel):
     Attributes:
         folder: Images below a folder.
         coco: COCO instances files and their images: a file, a list of files, or a folder.
-        yolo: A YOLO ``data.yaml``.
+        yolo: A YOLO ``data.yaml``, or a folder that has one, or has images, labels and ``classes.txt``.
         voc: A folder with ``Annotations`` and ``JPEGImages``, as Pascal VOC has it.
+        cvat: CVAT's ``annotations.xml`` (CVAT for images 1.1), or a folder that has it, or one for each split.
+        label_studio: What Label Studio exports as JSON, or a folder that has it, or the export `label_studio`.
         parquet: Parquet files: a path, a folder or a glob pattern.
         webdataset: Tar files: a path, folder, glob or brace pattern, or a list of these.
-        huggingface: A folder written by ``save_to_disk`` of the datasets package.
+        huggingface: A folder written by ``save_to_disk`` of the datasets package, or one of Parquet files that its
+            ``load_dataset`` opens.
         image: Column with the images (parquet, huggingface): bytes, a struct of bytes and path, or a path or URL.
             Needed where more than one column could be it.
         rescale: Labels say the size of the image that they were drawn on. Where it was scaled evenly since, scale them
@@ -70,6 +73,8 @@ class SourceSpec(BaseModel):
     coco: CocoSpec | None = None
     yolo: Location | None = None
     voc: Location | None = None
+    cvat: Location | None = None
+    label_studio: Location | None = None
     parquet: Location | None = None
     webdataset: Location | Annotated[list[Location], Field(min_length=1)] | None = None
     huggingface: Location | None = None
@@ -134,18 +139,31 @@ def open_source(spec: SourceSpec, sizes: Sizes | None = None) -> Source:
     if spec.voc is not None:
         from pipelines.sources.voc import VocSource
 
-        return VocSource(as_location(spec.voc), storage)
+        return VocSource(as_location(spec.voc), storage, spec.rescale)
+    if spec.cvat is not None:
+        from pipelines.sources.cvat import CvatSource
+
+        return CvatSource(as_location(spec.cvat), storage, sizes, spec.rescale)
+    if spec.label_studio is not None:
+        from pipelines.sources.label_studio import LabelStudioSource
+
+        return LabelStudioSource(as_location(spec.label_studio), storage, sizes)
     if spec.parquet is not None:
         from pipelines.sources.parquet import ParquetSource
 
-        return ParquetSource(as_location(spec.parquet), spec.image, spec.key, storage)
+        return ParquetSource(as_location(spec.parquet), spec.image, spec.key, storage, spec.rescale)
     if spec.webdataset is not None:
         from pipelines.sources.webdataset import WebDatasetSource
 
         patterns = [spec.webdataset] if isinstance(spec.webdataset, str) else spec.webdataset
-        return WebDatasetSource([as_location(pattern) for pattern in patterns], storage)
+        return WebDatasetSource([as_location(pattern) for pattern in patterns], storage, spec.rescale)
     if spec.huggingface is not None:
-        from pipelines.sources.huggingface import HuggingFaceSource
+        from pipelines.sources.huggingface import HuggingFaceSource, holds_parquet_alone
 
-        return HuggingFaceSource(as_location(spec.huggingface), spec.image, storage)
+        folder = as_location(spec.huggingface)
+        if holds_parquet_alone(folder, storage):  # as `load_dataset` reads it, and the export `huggingface` writes it
+            from pipelines.sources.parquet import ParquetSource
+
+            return ParquetSource(folder, spec.image, spec.key, storage, spec.rescale)
+        return HuggingFaceSource(as_location(spec.huggingface), spec.image, storage, spec.rescale)
     raise AssertionError("a valid SourceSpec has a kind")

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import io
 import os
+import random
 import stat
 import threading
 import time
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
+from operators.moment import retry_after
+from operators.wording import counted
 from pipelines.sources.base import SourceError
 from pipelines.sources.uri import REMOTE, base_name, is_http, is_remote, parent, protocol
 
@@ -24,7 +27,9 @@ ATTEMPTS = 4
 STORE_ATTEMPTS = 2
 """How often of an object store: its client tries again by itself, five times and more."""
 PAUSE = 0.5
-"""Seconds before the second attempt; twice as long before each further one."""
+"""Seconds before the second attempt; twice as long before each further one, and up to as much more by chance."""
+LONGEST_PAUSE = 10.0
+"""A server that asks for a longer one is not asked again here."""
 MAX_BYTES = 2**31 - 1
 """Largest local file read as one image."""
 SMALL_BYTES = 2**22
@@ -200,10 +205,12 @@ class Storage:
                 problem = _reason(error, location)
                 if problem is not None:
                     raise problem from error
-                if attempt + 1 == attempts:
+                asked = retry_after(error) or 0.0
+                if attempt + 1 == attempts or asked > LONGEST_PAUSE:
                     reason = f"{type(error).__name__}: {error}".strip().removesuffix(":")
-                    raise Unavailable(f"{location} could not be read in {attempts} attempts: {reason}") from error
-                time.sleep(PAUSE * 2**attempt)
+                    tried = counted(attempt + 1, "attempt")
+                    raise Unavailable(f"{location} could not be read in {tried}: {reason}") from error
+                time.sleep(max(asked, PAUSE * 2**attempt) + random.uniform(0, PAUSE))
         raise AssertionError("unreachable")
 
 

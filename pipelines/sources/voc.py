@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import posixpath
 from collections import defaultdict
@@ -10,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
-from operators.wording import counted
-from pipelines.sources.base import Entry, Source, SourceError, in_order, normal_key, problem_text
-from pipelines.sources.labels import LARGEST, OVERFLOW, LabelError, clip, detection, stored_size
+from pipelines.sources.base import Entry, Refused, Source, SourceError, in_order, normal_key, problem_text
+from pipelines.sources.frames import Frame, extent, frame_of
+from pipelines.sources.labels import LARGEST, OVERFLOW, LabelError, clip, detection, stored_shape
 from pipelines.sources.storage import THREADS, Storage, Unavailable
 from pipelines.sources.uri import file_uri, is_http, is_remote, join
 from pipelines.sources.walk import Found, is_image_name, walk
@@ -32,12 +33,14 @@ class VocSource(Source):
     Args:
         root: The folder that holds the three, such as ``VOCdevkit/VOC2012``.
         storage: Reads everything.
+        rescale: Whether labels of images that were evenly scaled since are scaled with them.
     """
 
-    def __init__(self, root: str, storage: Storage) -> None:
+    def __init__(self, root: str, storage: Storage, rescale: bool = False) -> None:
         super().__init__()
         self.root = root
         self.storage = storage
+        self.rescale = rescale
 
     def __str__(self) -> str:
         return f"voc {self.root}"
@@ -58,7 +61,7 @@ class VocSource(Source):
                 self._ignore(found.name)
         for name in sorted(annotations):
             if posixpath.splitext(name)[0] not in images:
-                self._report(f"Annotations/{name} is left out: JPEGImages has no image of that name")
+                self._refuse(f"Annotations/{name}", "is left out: JPEGImages has no image of that name")
         for stem in sorted(set(splits) - set(images)):
             self._report(f"ImageSets/Main names {stem}, but JPEGImages has no image of that name")
         work = [
@@ -67,6 +70,9 @@ class VocSource(Source):
             for found in group
         ]
         yield from in_order(self._entry, work, THREADS if is_remote(self.root) else LOCAL_THREADS)
+
+    def looked_for(self) -> str:
+        return f"{join(self.root, 'Annotations')}/*.xml with the names of the images"
 
     def _empty(self) -> str:
         return f"{join(self.root, 'JPEGImages')} holds no images; saw {self._seen()}"
@@ -95,51 +101,65 @@ class VocSource(Source):
         problems = [image.found.problem] if image.found.problem else []
         if len(image.splits) > 1:
             problems.append(f"this image is in {image.splits[0]} and also in {' and '.join(image.splits[1:])}")
-        labels = self._labels(image, problems) if image.annotation is not None else None
+        refused: list[Refused] = []
+        labels = self._labels(image, problems, refused) if image.annotation is not None else None
         return Entry(
             normal_key(f"JPEGImages/{image.found.name}"),
             file_uri(image.found.location),
             image.found.version,
-            labels,
+            labels if labels or not refused else None,
             image.splits[0] if image.splits else None,
-            problem=problem_text(problems),
+            problem=problem_text([*problems, *map(str, refused)]),
+            refused=tuple(refused),
         )
 
-    def _labels(self, image: _Image, problems: list[str]) -> list[dict[str, Any]] | None:
+    def _labels(self, image: _Image, problems: list[str], refused: list[Refused]) -> list[dict[str, Any]] | None:
         assert image.annotation is not None
         shown = f"Annotations/{image.annotation.name}"
         try:
             root = _parsed(self.storage.read(image.annotation.location))
         except (Unavailable, LabelError) as error:
-            problems.append(f"{shown} {error}")
+            refused.append(Refused(shown, str(error)))
             return None
         name = posixpath.basename(image.found.name)
-        if image.sharers > 1 and root.findtext("filename", "").strip() != name:
-            problems.append(f"{shown} is not used: {image.sharers} images have its name, and it does not name {name}")
-            return None
         objects = root.findall("object")
+        if image.sharers > 1 and root.findtext("filename", "").strip() != name:
+            reason = f"is not used: {image.sharers} images have its name, and it does not name {name}"
+            if objects:
+                refused.append(Refused(shown, reason))
+            else:
+                problems.append(f"{shown} {reason}")
+            return None
         if not objects:
             return []
+        places = [f"{shown} object {number}" for number in range(1, len(objects) + 1)]
         try:
-            size = stored_size(self.storage, image.found.location)
+            shape = stored_shape(self.storage, image.found.location)
         except (Unavailable, LabelError) as error:
-            problems.append(
-                f"{counted(len(objects), 'label is', 'labels are')} left out, because its size is not known: {error}"
-            )
+            refused += [Refused(each, f"is left out: the image's size is not known: {error}") for each in places]
             return None
         said = tuple(_number(root, f"size/{side}") for side in ("width", "height"))
-        if None not in said and said != size:
-            problems.append(f"{shown} says {said[0]:g} x {said[1]:g} pixels, but the image has {size[0]} x {size[1]}")
+        width, height = said
+        drawn = None
+        if width is not None and height is not None and min(width, height) >= 1:
+            drawn = round(width), round(height)
+        reach = extent([box for box in map(_corners, objects) if box is not None])
+        try:
+            frame, note = frame_of(drawn, shape, reach, self.rescale)
+        except LabelError as error:
+            refused += [Refused(each, f"is refused: its image's labels {error}") for each in places]
+            return None
+        problems += [note] if note else []
         labels = []
-        for number, thing in enumerate(objects, 1):
+        for place, thing in zip(places, objects, strict=True):
             try:
-                label, outside = _label(thing, size)
+                label, outside = _label(thing, frame)
             except LabelError as error:
-                problems.append(f"{shown} object {number} {error}")
+                refused.append(Refused(place, str(error)))
                 continue
             labels.append(label)
             if outside > OVERFLOW:
-                problems.append(f"{shown} object {number} leaves the image by {outside:g} pixels; it was clipped")
+                problems.append(f"{place} leaves the image by {outside:g} pixels; it was clipped")
         return labels
 
 
@@ -165,17 +185,33 @@ def _parsed(data: bytes) -> ElementTree.Element:
     return root
 
 
-def _label(thing: ElementTree.Element, size: tuple[int, int]) -> tuple[dict[str, Any], float]:
+SAID = ("pose", "truncated", "difficult", "occluded")
+"""What else an object says, where it is no default."""
+
+
+def _label(thing: ElementTree.Element, frame: Frame) -> tuple[dict[str, Any], float]:
     name = (thing.findtext("name") or "").strip()
     if not name:
         raise LabelError("has no name")
-    corners = [_number(thing, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-    if None in corners:
+    corners = _corners(thing)
+    if corners is None:
         found = ", ".join(f"{thing.findtext(f'bndbox/{side}')}"[:30] for side in ("xmin", "ymin", "xmax", "ymax"))
         raise LabelError(f"must have a bndbox of four finite numbers but has {found}")
+    if corners[2] <= corners[0] or corners[3] <= corners[1]:
+        raise LabelError(f"has a box without area: {corners[2] - corners[0]:g} x {corners[3] - corners[1]:g}")
+    box, outside = clip(frame.box(corners), frame.upright)
+    said = {key: (thing.findtext(key) or "").strip() for key in SAID}
+    extra = {key: value for key, value in said.items() if value not in ("", "0", "Unspecified")}
+    return detection(box, name, extra=json.dumps(extra, sort_keys=True) if extra else None), outside
+
+
+def _corners(thing: ElementTree.Element) -> tuple[float, float, float, float] | None:
+    """Left, top, right and bottom edge in pixels: the devkit's whole pixels begin at 1, the last one is inside."""
+    corners = [_number(thing, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+    if None in corners:
+        return None
     xmin, ymin, xmax, ymax = (float(corner) for corner in corners if corner is not None)
-    box, outside = clip((xmin - 1, ymin - 1, xmax, ymax), size)
-    return detection(box, name), outside
+    return xmin - 1, ymin - 1, xmax, ymax
 
 
 def _number(element: ElementTree.Element, path: str) -> float | None:

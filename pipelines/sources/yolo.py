@@ -12,7 +12,7 @@ from pipelines.sources.labels import OVERFLOW, LabelError, stored_size
 from pipelines.sources.names import Names
 from pipelines.sources.storage import THREADS, Missing, Storage, Unavailable
 from pipelines.sources.uri import below, file_uri, is_http, is_remote, join, parent, resolve
-from pipelines.sources.walk import is_image_name, walk
+from pipelines.sources.walk import Found, is_image_name, walk
 from pipelines.sources.yolo_data import ALL, FOLDER, class_names, find_document, keypoint_values, read_document
 from pipelines.sources.yolo_labels import parse_labels, to_detection
 
@@ -141,11 +141,15 @@ class YoloSource(Source):
         for place in dict.fromkeys(filter(None, (location, inside, other_case))):
             if self.storage.is_folder(place):
                 expected: set[str] = set()
+                passed: list[Found] = []
                 for found in walk(self.storage, place, self._report):
                     if is_image_name(found.name):
                         expected.update(place.lower() for place in label_places(found.location))
                         yield _Image(found.location, split, found.version, found.problem)
                     else:
+                        passed.append(found)
+                for found in passed:
+                    if found.location.lower() not in expected:
                         self._ignore(found.name)
                 self._report_orphans(place, expected, root)
                 return

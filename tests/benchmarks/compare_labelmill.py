@@ -21,8 +21,9 @@ def looked_at(folder: str, *steps: Any) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from operators.applying.apply import Job, Worker, apply_together
+    from operators.applying.apply import Job, apply_together
     from operators.applying.shard_images import ShardImages
+    from operators.applying.worker import Worker
 
     workers, paths = [Worker(step) for step in steps], sorted(Path(folder).iterdir())
     tables = []

@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 
-from operators.applying.apply import Job, Worker, apply
+from operators.applying.apply import Job, apply
 from operators.applying.fetch_ahead import UNDER_WAY, FetchAhead
 from operators.applying.shard_images import ShardImages
+from operators.applying.worker import Worker
 from operators.inspect import Inspect
 from tests.drawing import encode, noise
 

@@ -34,7 +34,7 @@ import pyarrow as pa
 from tests.benchmarks.mill import watch_memory
 
 if TYPE_CHECKING:
-    from operators.applying.tasks import Tasks
+    from operators.base import Tasks
 
 DIMENSIONS = 512
 THRESHOLD = 0.95

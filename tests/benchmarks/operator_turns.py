@@ -94,7 +94,7 @@ class Applied:
     def __init__(self, case: Case, operator: Any, paths: list[Path], cores: int) -> None:
         import torch
 
-        from operators.applying.apply import Worker
+        from operators.applying.worker import Worker
 
         self._case, self._operator, self._paths = case, operator, paths
         self._gpu = torch.cuda.is_available()

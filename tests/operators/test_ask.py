@@ -10,13 +10,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from operators.applying.apply import Job, Worker, apply
+from operators.applying.apply import Job, apply
 from operators.applying.shard_images import ShardImages
+from operators.applying.worker import Worker
 from operators.ask import Ask
-from operators.base import OperatorError, RowError
 from operators.engines.image_text_to_text import transformers_model as engine
 from operators.engines.image_text_to_text import word_tokenizer
 from operators.engines.image_text_to_text.json_answer import JsonAnswer
+from operators.errors import OperatorError, RowError
 from operators.images.decoded import DecodedImage
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT, Weights

@@ -15,10 +15,11 @@ from pydantic import ValidationError
 
 from operators.applying.results import join_result
 from operators.balance import Balance
-from operators.base import Decision, OperatorError
+from operators.base import Decision
 from operators.columns.image_classes import NONE
 from operators.columns.schemas import DETECTIONS, embedding
 from operators.columns.vectors import Vectors
+from operators.errors import OperatorError
 
 CLASSES = pa.list_(pa.string())
 

@@ -9,10 +9,10 @@ import torch
 from pydantic import ValidationError
 
 from operators.applying.results import to_array
-from operators.base import OperatorError
 from operators.classify import Classify
 from operators.columns.schemas import embedding
 from operators.engines.embedding import open_clip as engine
+from operators.errors import OperatorError
 from operators.models import load_card
 from operators.models.card import ROOT
 

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from sklearn.metrics import adjusted_rand_score
 
 from operators import cluster as module
-from operators.base import OperatorError
 from operators.cluster import Cluster
 from operators.columns.schemas import embedding
+from operators.errors import OperatorError
 from operators.models import load_card
 from operators.models.card import ROOT
 from tests.operators.clustering.planted import planted, unit

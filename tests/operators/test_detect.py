@@ -8,12 +8,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from operators.applying.apply import Job, Worker, apply
+from operators.applying.apply import Job, apply
 from operators.applying.shard_images import ShardImages
-from operators.base import OperatorError, RowError
+from operators.applying.worker import Worker
 from operators.columns.schemas import DETECTIONS
 from operators.detect import Detect, Found, Item
 from operators.engines.detection.detector import Answer
+from operators.errors import OperatorError, RowError
 from operators.models import ModelCard, ModelError, load_card
 from operators.ontology import Ontology
 from tests.drawing import picture

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from operators.base import RowError
 from operators.columns.schemas import SIDES
 from operators.detect import Detect, Large
+from operators.errors import RowError
 from operators.images.decoded import DecodedImage
 from operators.measures.detections import match
 from operators.miniatures.objects import kinds

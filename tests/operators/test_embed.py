@@ -10,9 +10,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from operators.base import RowError
 from operators.embed import Embed
 from operators.engines.embedding import open_clip as engine
+from operators.errors import RowError
 from operators.images.decoded import DecodedImage
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT

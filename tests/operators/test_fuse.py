@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.base import OperatorError
 from operators.columns.schemas import DETECTIONS
+from operators.errors import OperatorError
 from operators.fuse import Fuse, Platt
 from tests.operators.test_select import box
 

@@ -12,11 +12,12 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from operators.applying.apply import Job, Worker, apply
+from operators.applying.apply import Job, apply
 from operators.applying.shard_images import ShardImages
-from operators.base import OperatorError, RowError
+from operators.applying.worker import Worker
 from operators.columns.schemas import DETECTIONS
 from operators.engines.gaze import l2cs as engine
+from operators.errors import OperatorError, RowError
 from operators.gaze import GAZES, Gaze
 from operators.images.decoded import decode
 from operators.miniatures.crops import draw_face

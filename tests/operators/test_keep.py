@@ -17,9 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.applying.apply import Job, Worker, apply
-from operators.base import KEPT, Decision, OperatorError, RowError
+from operators.applying.apply import Job, apply
+from operators.applying.worker import Worker
+from operators.base import KEPT, Decision
 from operators.columns.schemas import DETECTIONS, embedding
+from operators.errors import OperatorError, RowError
 from operators.keep import Keep
 
 

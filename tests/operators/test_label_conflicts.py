@@ -107,6 +107,38 @@ def test_images_that_only_look_alike_are_compared_by_counts() -> None:
     assert found[1]["errors"][0]["reason"] == "1.jpg, which looks alike, has 0 bus, this image 1"
 
 
+def test_a_copy_with_a_region_to_ignore_says_nothing_of_what_is_in_it() -> None:
+    """COCO's crowd in one copy, the same cars one by one in the others."""
+    crowd = {**box((50, 0, 100, 50)), "crowd": True}
+    with_crowd = {"same": "a", "labels": [box(LEFT), crowd]}
+    apart = {"same": "a", "labels": [box(LEFT), box(RIGHT)]}
+    assert [told(row) for row in run(rows(with_crowd, apart))] == [[], []]
+    assert [told(row) for row in run(rows(with_crowd, apart, apart))] == [[], [], []]
+    # Of the two copies that tell them apart, one has none.
+    first, *rest = run(rows(with_crowd, apart, {"same": "a", "labels": [box(LEFT)]}))
+    assert told(first) == []
+    assert [told(row) for row in rest] == [[("car", None, 0.5)], [(None, "car", 0.5)]]
+    # A region of another class says nothing of cars.
+    bus = {"same": "a", "labels": [box(LEFT), {**crowd, "class": "bus"}]}
+    assert [told(row) for row in run(rows(bus, apart))] == [[(None, "car", 0.5)], [("car", None, 0.5)]]
+    # Two regions are no two labels of one object.
+    assert [told(row) for row in run(rows(with_crowd, {**with_crowd, "scale": 1}))] == [[], []]
+
+
+def test_counts_say_nothing_where_they_were_not_told_apart() -> None:
+    crowd = {**box((50, 0, 100, 50)), "crowd": True}
+    phash = hash_of("a")
+    assert phash is not None
+    labels = [[box(LEFT), crowd], [box(LEFT), box(RIGHT), box(LEFT, "bus")]]
+    embedding = pa.array([[1.0, 0.0], [0.999, 0.0447]], pa.list_(pa.float32(), 2))
+    images = rows(*({"same": name, "labels": each} for name, each in zip("ab", labels, strict=True)))
+    images = images.append_column("embedding", embedding)
+    _, second = run(images, threshold=0.99, distance=None)
+    assert [(error["kind"], error["reason"]) for error in second["errors"]] == [
+        ("conflict", "1.jpg, which looks alike, has 0 bus, this image 1")
+    ]
+
+
 def test_null_labels_are_no_opinion_and_no_labels_are_one() -> None:
     images = [{"same": "a", "labels": [box(LEFT)]}, {"same": "a", "labels": None}]
     assert [row["errors"] for row in run(rows(*images))] == [[], None]

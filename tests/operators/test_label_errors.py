@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.base import OperatorError
 from operators.columns.schemas import DETECTIONS
 from operators.detections.sightings import probability, sightings
+from operators.errors import OperatorError
 from operators.label_errors import LabelErrors
 from operators.labels.findings import KINDS, LABEL_ERRORS, pool
 from operators.ontology import Ontology
@@ -286,3 +286,37 @@ class TestParams:
     def test_what_is_written(self) -> None:
         schema = LabelErrors(LabelErrors.Params()).writes()
         assert schema.names == ["errors", "label_quality"] and schema.field("errors").type == LABEL_ERRORS
+
+
+class TestRegionsToIgnore:
+    """COCO's crowds: nobody told the objects in them apart."""
+
+    crowd = {**box((100, 100, 200, 200)), "crowd": True}  # noqa: RUF012
+    seen = [box((110, 110, 140, 140), "car", 0.95), box((150, 150, 190, 190), "car", 0.9)]  # noqa: RUF012
+
+    def test_what_is_seen_in_one_is_not_missing(self) -> None:
+        without = one([box(CAR)], [box(CAR, "car", 0.95), *self.seen])
+        assert [error["kind"] for error in without if error["score"] > 0.5] == ["missing", "missing"]
+        assert [each for each in one([box(CAR), self.crowd], [box(CAR, "car", 0.95), *self.seen])
+                if each["score"] > 0.2] == []  # fmt: skip
+
+    def test_what_is_seen_beside_it_or_is_of_another_class_is(self) -> None:
+        beside = box((196, 100, 216, 120), "car", 0.95)
+        bus = box((110, 110, 140, 140), "bus", 0.9)
+        errors = [each for each in one([self.crowd], [beside, bus]) if each["score"] > 0.5]
+        assert [(each["kind"], each["suggested"]["class"]) for each in errors] == [
+            ("missing", "car"),
+            ("missing", "bus"),
+        ]
+
+    def test_it_is_not_on_trial_itself(self) -> None:
+        """Where the detector sees nothing of its shape it is neither spurious, nor a second label of what is in it."""
+        assert one([self.crowd], []) == []
+        own = [{**box((110, 110, 140, 140))}, self.crowd]
+        assert [each for each in one(own, self.seen[:1]) if each["score"] > 0.2] == []
+
+    def test_one_that_cannot_be_used_is_named_all_the_same(self) -> None:
+        (error,) = one([{**self.crowd, "x2": 100.0}], [])
+        assert (error["kind"], error["label"]) == ("invalid", 0)
+        (error,) = one([{**self.crowd, "class": "lorry"}], [], ontology=ONTOLOGY)
+        assert error["kind"] == "class"

@@ -14,9 +14,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from operators.applying.results import to_array
-from operators.base import Needs, OperatorError, RowError
+from operators.base import Needs
 from operators.classify import Classify
 from operators.columns.schemas import embedding
+from operators.errors import OperatorError, RowError
 from operators.images.decoded import DecodedImage, decode
 from operators.keep import Keep
 from operators.models import ModelCard, ModelError, load_card

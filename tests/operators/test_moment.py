@@ -26,7 +26,7 @@ from gcsfs.retry import HttpError
 from yarl import URL
 
 from operators.applying.bisect import failed
-from operators.base import RowError
+from operators.errors import RowError
 from operators.images.decoded import DecodeError
 from operators.moment import MomentError, accelerator_is_lost, kind_of, retry_after
 from pipelines.sources.storage import Missing, Unavailable

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.base import OperatorError
+from operators.errors import OperatorError
 from operators.odd_size import OddSize
 
 

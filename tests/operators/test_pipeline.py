@@ -15,11 +15,12 @@ import transformers
 from PIL import Image
 from pycocotools import mask as coco
 
-from operators.applying.apply import Job, Worker, apply
+from operators.applying.apply import Job, apply
 from operators.applying.shard_images import ShardImages
-from operators.base import RowError
+from operators.applying.worker import Worker
 from operators.columns.schemas import DETECTIONS, embedding
 from operators.engines.any_pipeline.pipeline_tasks import CLASSES, ENTITY
+from operators.errors import RowError
 from operators.images.decoded import DecodedImage
 from operators.pipeline import Pipeline
 from tests.operators.engines.any_pipeline import tiny_pipelines as tiny

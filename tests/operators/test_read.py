@@ -13,12 +13,13 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from operators.applying.apply import Job, Worker, apply
+from operators.applying.apply import Job, apply
 from operators.applying.shard_images import ShardImages
-from operators.base import OperatorError, RowError
+from operators.applying.worker import Worker
 from operators.columns.schemas import DETECTIONS
 from operators.engines.text import doctr as engine
 from operators.engines.text import doctr_model
+from operators.errors import OperatorError, RowError
 from operators.images.decoded import DecodedImage, decode
 from operators.miniatures.words import held_out
 from operators.miniatures.world import Scene, World

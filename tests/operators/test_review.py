@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators.base import OperatorError
 from operators.columns.schemas import DETECTIONS
+from operators.errors import OperatorError
 from operators.review import REVIEWS, Review
 from tests.pipelines.exports.scenes import detection
 

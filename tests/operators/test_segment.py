@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.utils.amg import batched_mask_to_box, calculate_stability_score
 
-from operators.applying.apply import Job, ShardImages, Worker, apply
-from operators.base import RowError
+from operators.applying.apply import Job, ShardImages, apply
+from operators.applying.worker import Worker
 from operators.columns.schemas import DETECTIONS
 from operators.engines.segmentation import segment_anything as engine
+from operators.errors import RowError
 from operators.models import ModelError, load_card
 from operators.models.card import ROOT
 from operators.segment import Segment

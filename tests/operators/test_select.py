@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.applying.apply import Job, Worker, apply
-from operators.base import KEPT, OperatorError
+from operators.applying.apply import Job, apply
+from operators.applying.worker import Worker
+from operators.base import KEPT
 from operators.columns.schemas import DETECTIONS
+from operators.errors import OperatorError
 from operators.ontology import Ontology
 from operators.select import Select
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.base import OperatorError
+from operators.errors import OperatorError
 from operators.split import Split
 
 NAMES = ("train", "val", "test")

@@ -10,14 +10,15 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from operators.applying.apply import Job, Worker, apply
+from operators.applying.apply import Job, apply
 from operators.applying.shard_images import ShardImages
-from operators.base import OperatorError
+from operators.applying.worker import Worker
 from operators.classify import Classify
 from operators.columns.schemas import DETECTIONS
 from operators.detections.crops import crop
 from operators.embed import Embed
 from operators.engines.image_text_to_text.answerer import Reply
+from operators.errors import OperatorError
 from operators.images.decoded import DecodedImage
 from operators.models import load_card
 from operators.verify import Verify

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -146,7 +147,7 @@ def test_the_hint_of_a_stopped_run_is_the_command_line_that_was_used(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipelines.config.pipeline.load_pipeline", lambda *_: None)
+    monkeypatch.setattr("pipelines.config.pipeline.load_pipeline", lambda *_: SimpleNamespace(steps=[]))
     monkeypatch.setattr("pipelines.run.run", stop)
     output = labelmill("run", *words, code=130).output
     hint = output.partition("Go on with: ")[2].strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tests.pipelines.test_run import document, tree
 from tests.toys import logged
 
 IMAGES, SHARD = 60, 3
-KILLS, ON_RAY = 20, 6
+KILLS, LOCAL, ON_RAY = 8, 12, 4
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -96,7 +97,9 @@ def wait_for_orphans(family: list[psutil.Process]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("flags", "kills"), [(("--inline",), KILLS - ON_RAY), (("--workers", "2"), ON_RAY)], ids=["inline", "ray"]
+    ("flags", "kills"),
+    [(("--inline",), KILLS), (("--workers", "2"), LOCAL), (("--ray", "--workers", "2"), ON_RAY)],
+    ids=["inline", "local", "ray"],
 )
 def test_killed_and_started_again_gives_the_same_bytes_and_computes_nothing_twice(
     flags: tuple[str, ...], kills: int
@@ -141,8 +144,14 @@ def test_killed_and_started_again_gives_the_same_bytes_and_computes_nothing_twic
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "stop"),
-    [(("--inline",), signal.SIGINT), (("--workers", "2"), signal.SIGINT), (("--inline",), signal.SIGTERM)],
-    ids=["inline", "ray", "terminated"],
+    [
+        (("--inline",), signal.SIGINT),
+        (("--inline",), signal.SIGTERM),
+        (("--workers", "2"), signal.SIGINT),
+        (("--workers", "2"), signal.SIGTERM),
+        (("--ray", "--workers", "2"), signal.SIGINT),
+    ],
+    ids=["inline", "inline-term", "local", "local-term", "ray"],
 )
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(flags: tuple[str, ...], stop: signal.Signals) -> None:
     folder_of_images(Path("data"), IMAGES)
@@ -154,9 +163,38 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(flags: tuple[str, ...], stop
     os.killpg(process.pid, stop)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    told = errors.decode()
-    assert "Traceback" not in told
-    assert "Go on with: labelmill run p.yaml" in told
+    told, hint = errors.decode(), shlex.join(["labelmill", "run", "p.yaml", *_long(flags)])
+    assert told.strip() == f"stopped; what was finished is kept. Go on with: {hint}", "and nothing of Ray's or Python's"
     wait_for_orphans(family)
     again = start(Path("p.yaml"), *flags)
     assert again.wait(timeout=180) == 0
+
+
+def _long(flags: tuple[str, ...]) -> list[str]:
+    """Flags as the hint has them, in the order of the command's options: ``--ray --workers=2``."""
+    return ["--workers=2" if flag == "--workers" else flag for flag in flags if flag != "2"]
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_at_random_moments_are_replaced() -> None:
+    """Workers, each after some shard was finished, and once the process that they are forked from."""
+    folder_of_images(Path("data"), IMAGES)
+    undisturbed = start(write("whole.yaml", "whole"), "--inline")
+    process = start(write("p.yaml", "run"), "--workers", "2")
+    generator = np.random.default_rng(3)
+    killed: set[int] = set()
+    before = 0
+    while process.poll() is None and len(killed) < 6:
+        time.sleep(float(generator.uniform(0, 0.05)))
+        first, *forked = [each for each in children(process) if each.pid not in killed] or [None]
+        if committed("run") > before and first is not None and forked:
+            before = committed("run")
+            victim = first if len(killed) == 3 else forked[int(generator.integers(len(forked)))]
+            victim.kill()
+            killed.add(victim.pid)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors.decode()
+    assert len(killed) >= 3, "the run was over before enough were killed"
+    assert undisturbed.wait(timeout=120) == 0
+    found = {path.replace("run/", "whole/", 1): digest for path, digest in tree("run/exports", "run/steps").items()}
+    assert found == tree("whole/exports", "whole/steps")

@@ -159,12 +159,13 @@ def test_the_order_of_a_listing_does_not_matter(data: Path, monkeypatch: pytest.
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("data")
-def test_ray_with_1_2_and_4_workers_gives_the_bytes_of_an_inline_run() -> None:
+@pytest.mark.parametrize("runner", ["local", "ray"])
+def test_1_2_and_4_workers_give_the_bytes_of_an_inline_run(runner: str) -> None:
     expected_summary = go()
     expected = tree("run/exports", "run/shards", "run/steps")
     for workers in (1, 2, 4):
         output = f"run{workers}"
-        summary = go(Options(workers=workers), output=output)
+        summary = go(Options(workers=workers, **{runner: True}), output=output)
         found = tree(f"{output}/exports", f"{output}/shards", f"{output}/steps")
         assert {path.replace(output, "run", 1): digest for path, digest in found.items()} == expected
         assert summary["steps"] == expected_summary["steps"]
@@ -172,10 +173,11 @@ def test_ray_with_1_2_and_4_workers_gives_the_bytes_of_an_inline_run() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("data")
-def test_a_worker_that_dies_is_replaced_and_nothing_is_lost_or_done_twice() -> None:
+@pytest.mark.parametrize("runner", ["local", "ray"])
+def test_a_worker_that_dies_is_replaced_and_nothing_is_lost_or_done_twice(runner: str) -> None:
     expected = go()
     dies = {"die_at": 13, "die_marker": str(Path("died").absolute()), "log": str(Path("dying.log").absolute())}
-    summary = go(Options(workers=2), output="other", bright=dies)
+    summary = go(Options(workers=2, **{runner: True}), output="other", bright=dies)
     assert Path("died").exists(), "no worker died, so nothing was tested"
     assert summary["steps"] == expected["steps"]
     seen = logged("dying.log")
@@ -265,7 +267,9 @@ def test_source_and_run_on_an_object_store_give_what_a_local_run_gives(s3: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [Options(inline=True), Options(workers=2)], ids=["inline", "ray"])
+@pytest.mark.parametrize(
+    "options", [Options(inline=True), Options(local=True), Options(workers=2, ray=True)], ids=["inline", "local", "ray"]
+)
 @pytest.mark.parametrize(
     ("step", "error", "message"),
     [
@@ -284,9 +288,10 @@ def test_what_is_wrong_with_an_operator_stops_the_run(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("data")
-def test_an_image_that_kills_every_worker_ends_the_run_and_does_not_hang() -> None:
+@pytest.mark.parametrize("runner", ["local", "ray"])
+def test_an_image_that_kills_every_worker_ends_the_run_and_does_not_hang(runner: str) -> None:
     with pytest.raises(UserError, match="workers died 5 times on the same work"):
-        go(Options(workers=2), bright={"die_at": 13})
+        go(Options(workers=2, **{runner: True}), bright={"die_at": 13})
     Path("p.yaml").write_text(yaml.safe_dump(document()))
     assert go()["outcome"]["failed"] == 0, "what was finished is kept, and the run can go on"
 

@@ -21,7 +21,7 @@ from tests.drawing import folder_of_images
 from tests.pipelines.test_cli import labelmill
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-KEY, ROTATED, LITERAL = "hush-hush-one", "hush-hush-two", "literal-hush"
+KEYS, LITERAL = {"STORE_KEY": "hush-hush-one", "ENDPOINT_KEY": "hush-hush-two"}, "literal-hush"
 
 OPERATOR = '''
 import pyarrow as pa
@@ -59,8 +59,8 @@ def document(**changes: Any) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("operators.secrets._known", {})
-    for name in ("STORE_KEY", "ENDPOINT_KEY"):
-        monkeypatch.setenv(name, KEY)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
     folder_of_images(Path("data"), 4)
     Path("user_operator.py").write_text(OPERATOR)
     Path("p.yaml").write_text(yaml.safe_dump(document()))
@@ -100,14 +100,14 @@ def test_what_is_written_is_a_reference_and_what_is_no_secret() -> None:
         "secret": "${oc.env:STORE_KEY}",
     }
     assert written["steps"][1] == {"user_operator:Calls": {"key": "${oc.env:ENDPOINT_KEY}"}}
-    assert load_pipeline("run/pipeline.yaml").settings.source.storage_options["secret"] == KEY
+    assert load_pipeline("run/pipeline.yaml").settings.source.storage_options["secret"] == KEYS["STORE_KEY"]
 
 
 def test_a_rotated_key_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     first = go()
     done = {path: path.stat().st_mtime_ns for path in Path("run/steps").rglob("*.parquet")}
-    for name in ("STORE_KEY", "ENDPOINT_KEY"):
-        monkeypatch.setenv(name, ROTATED)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, f"{value}-rotated")
     assert go()["state"] == first["state"]
     assert {path: path.stat().st_mtime_ns for path in Path("run/steps").rglob("*.parquet")} == done
     assert files_with("hush-") == []

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from operators.base import Operator, OperatorError
+from operators.base import Operator
+from operators.errors import OperatorError
 from pipelines.steps import ColumnError, Input, Step, chain, resolve
 from tests.toys import Brightness, Rank, Threshold
 
@@ -70,7 +71,10 @@ def test_a_bare_name_is_the_nearest_step_above_that_writes_it() -> None:
         ("brightnes", "written by no step above; did you mean 'brightness'"),
         ("a.brightnes", "written by no step above; did you mean 'a.brightness'"),
         ("aa.brightness", "must come from a step above, the steps above are a; did you mean 'a'"),
-        ("source.label", "the source has no column 'label', it has labels, split, metadata; did you mean 'labels'"),
+        (
+            "source.label",
+            "the source has no column 'label', it has labels, split, metadata, label_state; did you mean 'labels'",
+        ),
     ],
 )
 def test_a_column_that_nobody_writes_is_named_with_its_nearest(reference: str, message: str) -> None:

@@ -19,9 +19,9 @@ from typing import Protocol
 
 import numpy as np
 
-from operators.base import OperatorError
 from operators.engines.detection import detector
 from operators.engines.detection.detector import Phrase, refuse_collision
+from operators.errors import OperatorError
 from operators.ontology import Ontology
 
 UNKNOWN, START, END, DOT, QUESTION = 100, 101, 102, 1012, 1029

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from operators.base import OperatorError
+from operators.errors import OperatorError
 from operators.models.card import Dtype, ModelCard
 from operators.ontology import Ontology
 

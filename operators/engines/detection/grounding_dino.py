@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.base import RowError
 from operators.engines.detection import captions
 from operators.engines.detection.detector import Answer
 from operators.engines.detection.grounding_dino_model import ARCHITECTURES, Config, build, share_backbones, tokenizer
+from operators.errors import RowError
 from operators.models.card import Dtype, ModelCard, ModelError
 from operators.models.device import inference, pick_device, pick_dtype
 from operators.ontology import Ontology

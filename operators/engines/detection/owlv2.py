@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from operators.base import OperatorError
 from operators.engines import pretrained
 from operators.engines.detection import detector
 from operators.engines.detection.detector import Answer, Phrase
+from operators.errors import OperatorError
 from operators.models import weights
 from operators.models.card import Dtype, ModelCard, ModelError
 from operators.models.device import inference, pick_device, pick_dtype

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
+from pydantic import AfterValidator
 
-from operators.models.card import Dtype, ModelCard, ModelError
+from operators.models.card import Dtype, ModelCard, ModelError, require
+from operators.ontology import Ontology
 
 ENGINES = ("open_clip", "transformers")
 """Engines of cards for embedding."""
+
+EmbeddingCard = Annotated[ModelCard, AfterValidator(require("embedding", ENGINES))]
+"""A card that `embed` can use, and if its model reads text, `classify` and `moderate` too."""
 
 
 class ImageEncoder(Protocol):
@@ -127,3 +132,20 @@ def _engine(card: ModelCard) -> ModuleType:
 
         return image_features
     raise ModelError(f"model card {card.name}: engine must be {' or '.join(ENGINES)} but is {card.engine}")
+
+
+def _has_slot(template: str) -> str:
+    if "{}" not in template:
+        raise ValueError(f"must contain {{}} where the prompt goes but is {template!r}")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_has_slot)]
+
+
+def class_texts(ontology: Ontology, templates: tuple[str, ...]) -> list[list[str]]:
+    """For each class, in order, its prompts in all templates."""
+    return [
+        [template.replace("{}", prompt) for prompt in prompts for template in templates]
+        for prompts in ontology.root.values()
+    ]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from operators.base import OperatorError
 from operators.engines.embedding.transformers_model import TOKENIZER, build, check_text
+from operators.errors import OperatorError
 from operators.models import weights
 from operators.models.card import ModelCard, ModelError
 from operators.models.device import inference, pick_device

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from operators.base import RowError
+from operators.errors import RowError
 from operators.models.card import Dtype, ModelCard, ModelError
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from operators.base import OperatorError
 from operators.engines import pretrained
 from operators.engines.image_text_to_text import generation
 from operators.engines.image_text_to_text.answerer import NOT_FINITE, Reply, Requests
 from operators.engines.image_text_to_text.generation import Tensors
 from operators.engines.image_text_to_text.transformers_input import processor
 from operators.engines.image_text_to_text.transformers_model import folder
+from operators.errors import OperatorError
 from operators.models.card import Dtype, ModelCard, ModelError
 from operators.models.device import inference, pick_device, pick_dtype
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.base import OperatorError
 from operators.engines.image_text_to_text import word_tokenizer
 from operators.engines.image_text_to_text.transformers_model import check, configuration, folder
+from operators.errors import OperatorError
 from operators.models.card import ModelCard, ModelError
 
 if TYPE_CHECKING:

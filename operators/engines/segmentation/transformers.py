@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from operators.base import RowError
 from operators.engines import pretrained
 from operators.engines.segmentation.prompted import Kind, Prompted
+from operators.errors import RowError
 from operators.models import weights
 from operators.models.card import Dtype, ModelCard, ModelError
 from operators.models.device import inference, pick_device, pick_dtype

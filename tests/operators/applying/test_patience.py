@@ -12,10 +12,12 @@ import pyarrow as pa
 import pytest
 
 from operators.applying import patience
-from operators.applying.apply import Job, Worker, apply, apply_together
+from operators.applying.apply import Job, apply, apply_together
 from operators.applying.patience import FIRST_IMAGES, LAST_IMAGES, Limits, Patience, StopError, Watch
 from operators.applying.shard_images import ShardImages
-from operators.base import ImageOperator, OperatorParams, RowError
+from operators.applying.worker import Worker
+from operators.base import ImageOperator, OperatorParams
+from operators.errors import RowError
 from operators.images.decoded import DecodedImage
 from operators.moment import MomentError
 from tests.drawing import encode, noise

@@ -12,7 +12,7 @@ class PickledTasks:
     """Notes what it did.
 
     Attributes:
-        folder, width: See `operators.applying.tasks.Tasks`.
+        folder, width: See `operators.base.Tasks`.
         calls: How often each function was called.
         largest: Bytes of the largest argument.
     """

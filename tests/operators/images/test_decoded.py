@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from operators.base import RowError
+from operators.errors import RowError
 from operators.images.decoded import DecodedImage, DecodeError, decode, image_format, image_size
 from tests.bad_images import CORNERS, Bad, Good, bad_images, cmyk_jpeg, encode, png, quadrants
 

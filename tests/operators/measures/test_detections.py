@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from operators.detections.boxes import iou
-from operators.measures.detections import average_precision, bbox, corners, match
+from operators.measures.detections import average_precision, bbox, compare, corners, match
 
 CLASSES = ("car", "bus", "cup", "sign")
 
@@ -230,6 +230,48 @@ def test_matching_by_hand() -> None:
     assert pair.iou == 0.5
     assert [pair.found for pair in match(truth[:1], [label([0, 0, 10, 10], 0.99), label([0, 0, 10, 10])])] == [1]
     assert match([], found) == match(truth, []) == []
+
+
+def test_what_lies_in_a_region_to_ignore_is_neither_right_nor_wrong() -> None:
+    crowd = {**label([50, 0, 40, 40]), "iscrowd": 1}
+    truth = [label([0, 0, 10, 10]), crowd]
+    found = [
+        label([0, 0, 10, 10], 0.5),  # right
+        label([60, 10, 5, 5], 0.9),  # in the region, as small as it is
+        label([45, 0, 10, 10], 0.9),  # half of it in the region, which is enough
+        label([44, 0, 10, 10], 0.9),  # less than half
+        label([60, 10, 5, 5], 0.9, category=2),  # another class
+        label([60, 10, 5, 5], 0.9, image=2),  # another image
+        label([50, 0, 40, 40], 0.9),  # the region itself
+    ]
+    compared = compare(truth, found)
+    assert (compared.objects, compared.labels) == (1, 4)
+    assert [(pair.found, pair.truth) for pair in compared.pairs] == [(0, 0)]
+    assert compared.ignored == {1, 2, 6}
+    # An object in the region is an object: who finds it is right.
+    both = compare([crowd, label([60, 10, 5, 5])], found[1:2])
+    assert (both.objects, both.labels, len(both.pairs), both.ignored) == (1, 1, 1, frozenset())
+    assert compare([crowd], []).objects == 0
+
+
+def test_a_class_of_regions_to_ignore_only_has_no_average_precision() -> None:
+    crowd = {**label([0, 0, 10, 10]), "iscrowd": 1}
+    for found in ([], [label([0, 0, 5, 5], 0.9)]):
+        scores = average_precision([crowd], found, [1], ["car"])
+        assert np.isnan([scores.ap[0], scores.ap50[0], scores.small[0], scores.recall[0]]).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_regions_to_ignore_never_make_a_right_label_wrong(seed: int) -> None:
+    truth, found = drawn(seed, images=2)
+    crowds = [{**each, "iscrowd": 1} for each in truth[::3]]
+    objects = [each for place, each in enumerate(truth) if place % 3]
+    plain, compared = compare(objects, found), compare([*objects, *crowds], found)
+    assert compared.pairs == plain.pairs
+    assert compared.objects == plain.objects == len(objects)
+    assert compared.labels == len(found) - len(compared.ignored)
+    assert not compared.ignored & {pair.found for pair in compared.pairs}
 
 
 @given(*[st.floats(-1e6, 1e6)] * 4)

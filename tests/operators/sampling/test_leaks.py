@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from operators.applying.results import join_result
-from operators.base import KEPT, Decision, OperatorError
+from operators.base import KEPT, Decision
+from operators.errors import OperatorError
 from operators.split import Split
 
 Row = tuple[int | None, str | None]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.base import OperatorError
 from operators.columns.schemas import DETECTIONS
+from operators.errors import OperatorError
 from operators.split import SPLITS, Split
 
 CLASSES = pa.list_(pa.string())

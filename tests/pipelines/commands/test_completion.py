@@ -19,7 +19,7 @@ from pipelines.cli import app
 from pipelines.commands import completion
 from pipelines.config.cards import card_files
 
-CHECKOUT = Path(__file__).resolve().parent.parents[3]
+CHECKOUT = Path(__file__).resolve().parents[3]
 HEAVY = ("torch", "ray", "transformers", "pyarrow", "pandas", "numpy", "cv2", "duckdb", "omegaconf", "operators.base")
 
 PIPELINE = """

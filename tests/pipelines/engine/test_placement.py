@@ -8,8 +8,8 @@ import pytest
 
 from operators.base import DatasetOperator, ImageOperator, Needs, OperatorParams, TableOperator, TableResult
 from pipelines.engine.placement import place, segments
+from pipelines.engine.resources import Node, Resources
 from pipelines.errors import UserError
-from pipelines.resources import Node, Resources
 from pipelines.steps import Step, chain
 
 
@@ -177,7 +177,7 @@ def test_what_no_machine_has_is_refused_before_anything_starts() -> None:
         place(pipeline(cpu()), Resources(cpus=0))
 
 
-def test_a_plan_for_ten_thousand_nodes_is_made_in_a_moment() -> None:
+def test_a_plan_for_a_thousand_nodes_is_made_in_a_moment() -> None:
     began = time.process_time()
     (phase,) = place(pipeline(cpu(), gpu(2.0), cpu(1.0)), Resources.of([Node(64, 8, 512, "n")] * 1_000, 80))
     assert time.process_time() - began < 5

@@ -37,7 +37,7 @@ def test_a_worker_that_dies_is_replaced_and_the_result_is_that_of_one_process(wo
     folder_of_images(Path("data"), IMAGES)
     go(Options(inline=True), "alone")
     log, marker = Path("parts.log").absolute(), Path("died").absolute()
-    go(Options(workers=workers), "spread", log=str(log), die_marker=str(marker))
+    go(Options(workers=workers, ray=True), "spread", log=str(log), die_marker=str(marker))
     assert marker.exists(), "a worker died"
     assert squares("spread") == squares("alone") == [number**2 for number in range(1, IMAGES + 1)]
     assert list(tree("spread/steps").values()) == list(tree("alone/steps").values()), "the same bytes"
@@ -48,6 +48,6 @@ def test_a_worker_that_dies_is_replaced_and_the_result_is_that_of_one_process(wo
 def test_a_part_that_fails_ends_the_run_with_its_own_words() -> None:
     folder_of_images(Path("data"), IMAGES)
     with pytest.raises(Exception, match="this part was told to fail"):
-        go(Options(workers=2), "spread", fail=3)
+        go(Options(workers=2, ray=True), "spread", fail=3)
     assert not list(Path("spread").glob("steps/*/*.parquet"))
     assert not [path for path in Path("spread").iterdir() if path.name.startswith(".tmp-")]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ class TestARun:
 
     def test_without_columns_for_it_is_judged_on_less(self) -> None:
         found = evaluate_run(mill(steps=["inspect"]), TRUTH)
-        assert set(found) == {"run", "truth", "images"}
+        assert set(found) == {"run", "truth", "coverage", "images"}
 
     def test_is_judged_from_the_command_line(self) -> None:
         mill()
@@ -179,7 +180,7 @@ class TestARun:
         mill(ontology=["car", "cup"])
         assert evaluate_run("run", TRUTH)["labels"]["objects"] < first["labels"]["objects"]
         mill(steps=["inspect"])
-        assert set(evaluate_run("run", TRUTH)) == {"run", "truth", "images"}
+        assert set(evaluate_run("run", TRUTH)) == {"run", "truth", "coverage", "images"}
         assert len(judged) == 5
 
     def test_must_be_finished(self) -> None:
@@ -191,7 +192,12 @@ class TestARun:
     def test_must_have_images_of_the_truth(self) -> None:
         mill()
         Path("other.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
-        with pytest.raises(UserError, match="keys in common"):
+        with pytest.raises(UserError, match=r"other\.json lists no image"):
+            evaluate_run("run", Path("other.json"))
+        image = {"id": 1, "file_name": "elsewhere/a.jpg", "width": 8, "height": 6}
+        Path("other.json").write_text(json.dumps({"images": [image], "annotations": [], "categories": []}))
+        told = r"run has 40 images such as '.+' and the truth, read as coco, has 1 such as 'elsewhere/a\.jpg'"
+        with pytest.raises(UserError, match=told):
             evaluate_run("run", Path("other.json"))
 
 
@@ -224,21 +230,45 @@ class TestTruth:
         truth = read_truth(Path("coco.json"))
         assert truth.images == {"a/b.jpg": 1}
         assert truth.classes == ("car",)
-        assert [each["category_id"] for each in truth.objects] == [1, 1], "crowds are no objects"
-        assert [int(mask.area(each["segmentation"])) for each in truth.objects] == [8, 6]
+        assert [(each["category_id"], each["iscrowd"]) for each in truth.objects] == [(1, 0), (1, 1), (1, 0)]
+        masks = [each["segmentation"] for each in truth.objects]
+        assert [None if each is None else int(mask.area(each)) for each in masks] == [8, None, 6]
+
+    def test_keeps_what_it_says_of_an_object_s_area(self) -> None:
+        said = [{**each, "area": area} for each, area in zip(self.document["annotations"], (7.5, 48, 6), strict=True)]
+        Path("coco.json").write_text(json.dumps({**self.document, "annotations": said}))
+        areas = [each.get("area") for each in read_truth(Path("coco.json")).objects]
+        assert areas[0] == 7.5
 
     @pytest.mark.parametrize(
         ("change", "says"),
         [
-            ({"images": None}, "list of images"),
-            ({"annotations": [{"image_id": 9, "category_id": 3, "bbox": [0, 0, 1, 1]}]}, "KeyError: 9"),
-            ({"annotations": [{"image_id": 7, "category_id": 3, "bbox": ["one", 0, 1, 1]}]}, "ValueError"),
+            ({"images": None}, "list of images|no list of images"),
+            ({"images": "none"}, "no list of images"),
         ],
     )
     def test_that_is_not_coco_is_refused(self, change: dict[str, Any], says: str) -> None:
         Path("coco.json").write_text(json.dumps({**self.document, **change}))
         with pytest.raises(UserError, match=says):
             read_truth(Path("coco.json"))
+
+    @pytest.mark.parametrize(
+        ("annotation", "says"),
+        [
+            ({"image_id": 9, "category_id": 3, "bbox": [0, 0, 1, 1]}, "image id 9, which is not listed"),
+            ({"image_id": 7, "category_id": 3, "bbox": ["one", 0, 1, 1]}, "must have numbers"),
+            ({"image_id": 7, "category_id": 3, "bbox": None}, "neither a box nor a mask"),
+            ({"image_id": 7, "category_id": 8, "bbox": [0, 0, 1, 1]}, "category id 8, which is not listed"),
+            ("none", "must be an object"),
+        ],
+    )
+    def test_with_a_label_that_cannot_be_taken_says_which(self, annotation: Any, says: str) -> None:
+        Path("coco.json").write_text(json.dumps({**self.document, "annotations": [annotation]}))
+        truth = read_truth(Path("coco.json"))
+        assert truth.refused == 1
+        assert not truth.objects
+        (problem,) = truth.problems
+        assert re.search(says, problem)
 
     @pytest.mark.parametrize("text", ["", "[]", "{"])
     def test_that_is_not_json_is_refused(self, text: str) -> None:
@@ -247,7 +277,7 @@ class TestTruth:
             read_truth(Path("coco.json"))
 
     def test_that_is_not_there_is_refused(self) -> None:
-        with pytest.raises(UserError, match="nothing at"):
+        with pytest.raises(UserError, match="nothing at nowhere"):
             read_truth(Path("nowhere"))
 
     def test_table_without_its_columns_is_refused(self) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipelines.exports import exporter
-from pipelines.exports.base import Dataset, ExportImage, ExportSummary, Fetch
+from pipelines.exports.dataset import Dataset, ExportImage, ExportSummary, Fetch
 from pipelines.exports.files import Output
 
 CLASSES = ["disc", "stop sign", "ring"]

@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipelines.exports.base import ExportError, ExportImage, ExportSummary
+from pipelines.exports.dataset import ExportError, ExportImage, ExportSummary
 from pipelines.exports.files import Output
 from tests.pipelines.exports.scenes import (
     CLASSES,

@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pipelines.exports import exporter
-from pipelines.exports.base import ExportError, ExportImage
+from pipelines.exports.dataset import ExportError, ExportImage
 from tests.pipelines.exports.scenes import CLASSES, detection, disc, picture, tree, write_dataset
 
 export = partial(write_dataset, "crops")

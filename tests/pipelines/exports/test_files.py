@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.base import RowError
+from operators.errors import RowError
 from pipelines.errors import UserError
 from pipelines.exports import EXPORT_NAMES, exporter
-from pipelines.exports.base import Dataset, ExportError, ExportImage
 from pipelines.exports.card import dataset_card, escaped
+from pipelines.exports.dataset import Dataset, ExportError, ExportImage
 from pipelines.exports.files import Output, file_name
 from pipelines.exports.labels import Tally
 from pipelines.sources.uri import file_uri

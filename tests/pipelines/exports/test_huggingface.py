@@ -10,7 +10,7 @@ import pytest
 from datasets import ClassLabel
 from PIL import Image
 
-from pipelines.exports.base import ExportError, ExportImage
+from pipelines.exports.dataset import ExportError, ExportImage
 from tests.pipelines.exports.scenes import CLASSES, detection, picture, tree
 from tests.pipelines.exports.streams import MODELS, WORD, export, full_scenes, peak
 

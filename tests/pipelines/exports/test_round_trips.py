@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from operators.columns.schemas import SIDES
 from operators.miniatures.world import World
-from pipelines.exports.base import ExportImage
+from pipelines.exports.dataset import ExportImage
 from pipelines.sources import Entry, SourceSpec, open_source
 from tests.pipelines.exports.scenes import CLASSES, detection, disc, picture, write_dataset
 

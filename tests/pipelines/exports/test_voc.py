@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import fsspec
 import pytest
 
-from pipelines.exports.base import ExportError, ExportImage
+from pipelines.exports.dataset import ExportError, ExportImage
 from pipelines.exports.files import Output
 from tests.pipelines.exports.scenes import detection, disc, picture, tree, write_dataset
 

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from pydantic import ValidationError
 
 from pipelines.exports import exporter
-from pipelines.exports.base import ExportError, ExportImage, ExportSummary
+from pipelines.exports.dataset import ExportError, ExportImage, ExportSummary
 from pipelines.exports.files import Output
 from tests.pipelines.exports.scenes import CLASSES, detection, disc, picture, ring, rle, scenes, tree, write_dataset
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.exports.base import ExportError, ExportImage
+from pipelines.exports.dataset import ExportError, ExportImage
 from pipelines.exports.masks import read_mask, smallest_rectangle
 from tests.pipelines.exports.scenes import CLASSES, detection, disc, picture, rle, write_dataset
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.base import ImageOperator, OperatorParams, RowError
+from operators.base import ImageOperator, OperatorParams
 from operators.columns.schemas import DETECTIONS
+from operators.errors import RowError
 from operators.images.decoded import DecodedImage
 from operators.models.card import ModelCard
 from operators.read import WORD

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from pipelines.commands import new as command
 from pipelines.config.pipeline import Pipeline, load_pipeline
 from pipelines.errors import UserError
-from pipelines.new.source import Found, guess_kind, look, name_of
+from pipelines.new.source import Found, look, name_of
 from pipelines.new.write import (
     EXPORT_NEEDS,
     LABELLED,
@@ -33,10 +33,11 @@ from pipelines.new.write import (
     parse_classes,
     pipeline_text,
 )
+from pipelines.sources.guess import guess_kind
 from pipelines.sources.spec import KINDS
 from tests.drawing import folder_of_images
 
-CHECKOUT = Path(__file__).resolve().parent.parents[3]
+CHECKOUT = Path(__file__).resolve().parents[3]
 
 STEPS = {
     "clean": ["odd_size", "keep"],

@@ -325,4 +325,4 @@ def test_the_command_writes_where_it_is_told(small: Path, tmp_path: Path) -> Non
     assert told.exit_code == 0 and told.stdout.strip() == str(tmp_path / "here.html")
     assert "labelmill report" in (tmp_path / "here.html").read_text()
     failed = CliRunner().invoke(app, [str(small), "--truth", str(tmp_path / "none")])
-    assert failed.exit_code == 2 and "truth must be a COCO file" in failed.output
+    assert failed.exit_code == 2 and "truth must be labels of any kind" in failed.output

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.exports.base import ExportImage
+from pipelines.exports.dataset import ExportImage
 from pipelines.exports.label_studio import regions
 from pipelines.review.answers import Answer, Report, moment, shown_labels
 from pipelines.review.cvat import read_cvat

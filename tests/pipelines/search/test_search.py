@@ -21,15 +21,15 @@ from pipelines.cli import app
 from pipelines.config.pipeline import load_pipeline
 from pipelines.engine.terminal import TerminalReporter
 from pipelines.errors import UserError
-from pipelines.inspection.status import reopen
 from pipelines.run import Options, run
+from pipelines.run_folder.reopen import reopen
 from pipelines.search import index, search
 from pipelines.search.contact_sheet import render, write_contact_sheet
 from pipelines.search.search import Query, search_run
 from pipelines.steps import chain
 from tests.drawing import encode, folder_of_images, noise
 
-CARDS = Path(__file__).resolve().parent.parents[3] / "conf/models"
+CARDS = Path(__file__).resolve().parents[3] / "conf/models"
 THINGS = (("car", "red"), ("tree", "green"), ("cup", "blue"), ("fish", "yellow"))
 EACH = 4
 ODD = "<script>alert('x')</script>.png"
@@ -374,7 +374,7 @@ class TestAContactSheet:
         assert all(set(picture) == {"src", "alt"} for picture in page.all("img"))
 
     def test_has_a_place_for_images_that_cannot_be_shown(self, finished: Path) -> None:
-        from operators.base import RowError
+        from operators.errors import RowError
 
         found = asked(finished, Query(text="a cup"))
 

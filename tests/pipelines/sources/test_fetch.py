@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators.base import RowError
+from operators.errors import RowError
 from pipelines.sources import Fetcher
 from pipelines.sources.fetch import RowGroups
 from pipelines.sources.storage import Storage

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from operators.base import RowError
+from operators.errors import RowError
 from pipelines.sources import Fetcher, SourceError
 from tests.pipelines.sources.helpers import fetch_all, picture, scan
 

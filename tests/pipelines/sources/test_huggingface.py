@@ -7,8 +7,8 @@ import datasets
 import pyarrow as pa
 import pytest
 
-from operators.base import RowError
 from operators.columns.schemas import DETECTIONS
+from operators.errors import RowError
 from pipelines.sources import Fetcher, SourceError
 from tests.pipelines.sources.helpers import boxes, fetch_all, picture, scan, source_of, write
 

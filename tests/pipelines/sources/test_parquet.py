@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators.base import RowError
+from operators.errors import RowError
 from pipelines.sources import Fetcher, SourceError
 from tests.pipelines.sources.helpers import NASTY_NAMES, fetch_all, picture, scan, source_of, write
 
@@ -47,7 +47,7 @@ def test_what_the_datasets_package_writes(tmp_path: Path) -> None:
     saved.to_parquet(str(tmp_path / "x.parquet"))
     entries = scan({"parquet": str(tmp_path / "x.parquet")})
     assert list(fetch_all(entries).values()) == [Path(file).read_bytes() for file in files]
-    assert entries["x.parquet/00000001"].metadata == {"label": 1}
+    assert entries["x.parquet/00000001"].metadata == {"label": "b"}
 
 
 def test_folders_globs_and_names(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from operators.base import RowError
+from operators.errors import RowError
 from pipelines.sources import Fetcher, SourceError
 from pipelines.sources.storage import Storage
 from tests.pipelines.sources.helpers import boxes, fetch_all, picture, scan, source_of, write

@@ -25,7 +25,10 @@ def test_a_bare_string_is_a_folder() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({}, "must have exactly one of folder, coco, yolo, voc, parquet, webdataset, huggingface but has none"),
+        (
+            {},
+            "of folder, coco, yolo, voc, cvat, label_studio, parquet, webdataset, huggingface but has none",
+        ),
         ({"folder": "a", "yolo": "b"}, "but has folder and yolo"),
         ({"folder": "a", "image": "x"}, "image is an option of parquet and huggingface, not of folder"),
         ({"huggingface": "a", "key": "x"}, "key is an option of parquet, not of huggingface"),

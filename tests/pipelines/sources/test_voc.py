@@ -137,10 +137,11 @@ def test_another_size_and_a_broken_image(tmp_path: Path) -> None:
     write(tmp_path / "JPEGImages/a.jpg", picture(0, 20, 10))
     write(tmp_path / "JPEGImages/b.jpg", b"no image")
     entries = scan(spec)
-    assert boxes(entries["JPEGImages/a.jpg"]) == [("car", 4, 5, 14, 10)]
-    assert "says 48 x 32 pixels, but the image has 20 x 10" in (entries["JPEGImages/a.jpg"].problem or "")
-    assert entries["JPEGImages/b.jpg"].labels is None
-    assert "1 label is left out" in (entries["JPEGImages/b.jpg"].problem or "")
+    for key, reason in (("a", "drawn on 48 x 32 pixels, but the image has 20 x 10"), ("b", "size is not known")):
+        entry = entries[f"JPEGImages/{key}.jpg"]
+        assert (entry.labels, entry.label_state) == (None, "refused")
+        assert [each.place for each in entry.refused] == [f"Annotations/{key}.xml object 1"]
+        assert reason in entry.refused[0].reason
 
 
 def test_what_is_no_voc(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from operators.base import RowError
+from operators.errors import RowError
 from pipelines.sources import Fetcher, SourceError
 from tests.pipelines.sources.helpers import fetch_all, picture, scan, source_of, write
 

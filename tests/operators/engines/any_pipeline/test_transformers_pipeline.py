@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from operators.base import OperatorError
 from operators.engines.any_pipeline import transformers_pipeline
+from operators.errors import OperatorError
 from operators.models import ModelError
 from operators.pipeline import Pipeline
 from tests.operators.engines.any_pipeline import tiny_pipelines as tiny

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.base import OperatorError
 from operators.engines.detection import captions
 from operators.engines.detection.wordpiece import SIZE, ascii_tokenizer, vocabulary
+from operators.errors import OperatorError
 from operators.ontology import Ontology
 
 TOKENISER = ascii_tokenizer()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from operators.base import RowError
 from operators.detect import Detect
 from operators.engines.detection import grounding_dino_model as engine
+from operators.errors import RowError
 from operators.models import ModelCard, ModelError, load_card
 from tests.drawing import picture
 from tests.operators.engines.detection.tiny_detectors import (

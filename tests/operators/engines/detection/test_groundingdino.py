@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from operators.base import OperatorError
 from operators.detect import Detect
 from operators.engines.detection import grounding_dino_model
 from operators.engines.detection.wordpiece import vocabulary
+from operators.errors import OperatorError
 from operators.models import ModelCard, ModelError, load_card
 from tests.drawing import picture
 from tests.operators.engines.detection.tiny_detectors import (

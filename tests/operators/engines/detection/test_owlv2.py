@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from operators.base import OperatorError
 from operators.detect import Detect
 from operators.engines.detection import owlv2
+from operators.errors import OperatorError
 from operators.models import ModelCard, ModelError, load_card
 from tests.drawing import picture
 from tests.operators.engines.detection.tiny_detectors import FOLDER, ONTOLOGY, OWLV2, SIZES, answers, detect, unnamed

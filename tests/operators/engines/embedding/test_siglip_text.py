@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from operators.applying.results import to_array
-from operators.base import OperatorError
 from operators.classify import Classify
 from operators.columns.schemas import embedding
+from operators.errors import OperatorError
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT
 from tests.drawing import picture

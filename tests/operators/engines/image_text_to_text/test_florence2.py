@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from operators.ask import Ask
-from operators.base import OperatorError, RowError
+from operators.errors import OperatorError, RowError
 from operators.images.decoded import DecodedImage
 from operators.models import ModelCard, ModelError
 from operators.models.card import Weights

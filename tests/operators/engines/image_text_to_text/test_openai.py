@@ -15,11 +15,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from operators.applying.apply import Job, Worker, apply
+from operators.applying.apply import Job, apply
 from operators.applying.patience import StopError
 from operators.applying.shard_images import ShardImages
+from operators.applying.worker import Worker
 from operators.ask import Ask
-from operators.base import OperatorError, RowError
+from operators.errors import OperatorError, RowError
 from operators.images.decoded import DecodedImage, decode
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT

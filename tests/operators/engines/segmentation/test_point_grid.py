@@ -15,12 +15,13 @@ from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.utils.amg import build_point_grid
 from torchvision.ops import batched_nms
 
-from operators.applying.apply import Job, ShardImages, Worker, apply
-from operators.base import RowError
+from operators.applying.apply import Job, ShardImages, apply
+from operators.applying.worker import Worker
 from operators.columns.schemas import DETECTIONS
 from operators.engines.segmentation import segment_anything as engine
 from operators.engines.segmentation.masks import Mask
 from operators.engines.segmentation.point_grid import Everything
+from operators.errors import RowError
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT
 from operators.segment import Segment

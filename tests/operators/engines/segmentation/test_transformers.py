@@ -20,10 +20,10 @@ from transformers import (
     SamProcessor,
 )
 
-from operators.base import RowError
 from operators.columns.schemas import DETECTIONS
 from operators.engines.segmentation import segment_anything, segmenter
 from operators.engines.segmentation import transformers as engine
+from operators.errors import RowError
 from operators.models import ModelCard, ModelError, load_card
 from operators.models.card import ROOT
 from operators.segment import Segment

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
-from operators.base import RowError
 from operators.columns.schemas import DETECTIONS
+from operators.errors import RowError
 from operators.images.decoded import DecodedImage
 from operators.models import ModelCard
 from operators.segment import Segment

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from operators.base import OperatorError, RowError
 from operators.engines.text import rapidocr
+from operators.errors import OperatorError, RowError
 from operators.images.decoded import DecodedImage
 from operators.models import ModelCard, ModelError, load_card, weights
 from operators.models.card import ROOT

@@ -11,11 +11,11 @@ import yaml
 from typer.testing import CliRunner
 
 from pipelines.cli import app
+from pipelines.engine.resources import Node, parse_resources, resources_here, stated_gpu_memory
 from pipelines.errors import UserError
-from pipelines.resources import Node, parse_resources, resources_here, stated_gpu_memory
 from tests.drawing import folder_of_images
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 LAPTOP = "cpus=8,gpus=1,gpu_memory=8,memory=16"
 H200 = "cpus=16,gpus=1,gpu_memory=141,memory=128"
 EIGHT = "cpus=128,gpus=8,gpu_memory=80,memory=1000"

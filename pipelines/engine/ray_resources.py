@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from pipelines.engine.resources import GPU_MEMORY, Node, Resources, smallest_gpu_gb, stated_gpu_memory
 from pipelines.errors import UserError
-from pipelines.resources import GPU_MEMORY, Node, Resources, smallest_gpu_gb, stated_gpu_memory
 from pipelines.steps import Step
 
 ASKING_SECONDS = 300.0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,3 +124,22 @@ def test_a_gpu_that_cannot_be_asked_is_a_sentence(two_nodes: Any, monkeypatch: p
     monkeypatch.setenv("LABELMILL_GPU_MEMORY_GB", "24")
     with pytest.raises(UserError, match="needs a GPU with 30 GB but the smallest here has 24 GB"):
         go(two_nodes, ("tests.toys:OnGpu", {"memory_gb": 30.0}), gpu_memory_gb=None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_node_dies_and_the_workers_of_the_others_do_its_shards(two_nodes: Any) -> None:
+    """Every GPU is taken, so what worked on the lost node can start again nowhere until others have nothing to do."""
+    log = Path("seen.log").absolute()
+
+    def die() -> None:
+        while not log.exists() or len(log.read_text().splitlines()) < 10:
+            time.sleep(0.05)
+        two_nodes.remove_node(next(iter(two_nodes.worker_nodes)), allow_graceful=False)
+
+    killer = threading.Thread(target=die, daemon=True)
+    killer.start()
+    seen = go(two_nodes, ("tests.toys:OnGpu", {"memory_gb": 2.0, "sleep": 0.5}))
+    killer.join()
+    counts = Counter(each["node"] for each in seen)
+    assert len(counts) == 2 and sum(counts.values()) <= IMAGES + 4, "what was under way is done again, and no more"
