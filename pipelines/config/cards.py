@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labelmill import CONF
-from pipelines.config.yaml_file import shipped
-from pipelines.errors import UserError, nearest
+from labelmill.pipelines.config.yaml_file import shipped
+from labelmill.pipelines.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from operators.models.card import ModelCard
+    from labelmill.operators.models.card import ModelCard
 
 
 def card_folders() -> list[Path]:
@@ -43,7 +43,7 @@ def find_card(name: str) -> ModelCard:
     Raises:
         UserError: There is none of that name, or it is not a valid card.
     """
-    from operators.models.card import load_card
+    from labelmill.operators.models.card import load_card
 
     if name.endswith((".yaml", ".yml")):
         path = shipped(name)
