@@ -95,7 +95,9 @@ class Ask(ModelOperator):
         return self.params.model.weights.endpoint is not None
 
     def needs(self) -> Needs:
-        return Needs(gpu=not self._remote, memory_gb=self.params.model.memory_gb)
+        # A request costs encoding and sending an image; a worker waits for many at a time.
+        remote = self._remote
+        return Needs(gpu=not remote, memory_gb=self.params.model.memory_gb, seconds=0.01 if remote else None)
 
     def writes(self) -> pa.Schema:
         """`answer`, with a schema JSON whose keys are sorted; and `probability`, 0…1, of the answer among `answers`,
