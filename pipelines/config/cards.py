@@ -43,7 +43,7 @@ def find_card(name: str) -> ModelCard:
     Raises:
         UserError: There is none of that name, or it is not a valid card.
     """
-    from labelmill.operators.models.card import load_card
+    from labelmill.operators.models.card import ModelError, load_card
 
     if name.endswith((".yaml", ".yml")):
         path = shipped(name)
@@ -66,5 +66,5 @@ def find_card(name: str) -> ModelCard:
         path = cards[name]
     try:
         return load_card(path, _here() if path.parent == CONF / "models" else None)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+    except ModelError as error:
+        raise UserError(str(error)) from error
