@@ -19,12 +19,14 @@ class Answer:
         status: The HTTP status.
         headers: Such as Retry-After.
         hang: Seconds until anything is sent.
+        body: What is sent then.
         cut: Send the file's headers and half of its body, then close the connection.
     """
 
     status: int = 503
     headers: Mapping[str, str] = field(default_factory=dict)
     hang: float = 0.0
+    body: bytes = b"no"
     cut: bool = False
 
 
@@ -71,7 +73,7 @@ class FlakyServer:
                     self.close_connection = True
                 else:
                     time.sleep(answer.hang)
-                    self.answer(answer.status, answer.headers, b"no")
+                    self.answer(answer.status, answer.headers, answer.body)
 
             def answer(self, status: int, headers: Mapping[str, str], data: bytes) -> None:
                 self.send_response(status)

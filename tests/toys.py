@@ -263,6 +263,34 @@ def die_once(marker: str) -> None:
     os._exit(1)
 
 
+class LosesGpu(Brightness):
+    """Fails as a GPU does that is in error, once or always, in a worker of its own."""
+
+    class Params(Brightness.Params):
+        lose_at: int = tuning(0)
+        marker: str = tuning("")
+
+    params: Params
+
+    def needs(self) -> Needs:
+        return Needs(memory_gb=0.1)
+
+    def infer(self, items: list[Any]) -> list[dict[str, Any] | RowError]:
+        if any(image_id == self.params.lose_at for image_id, _ in items) and _first_time(self.params.marker):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().infer(items)
+
+
+def _first_time(marker: str) -> bool:
+    """Whether no process came here before; without a marker, always."""
+    try:
+        if marker:
+            os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
 class Unloadable(Brightness):
     """Finds out in `load` that what it needs is not here."""
 

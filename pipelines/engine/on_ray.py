@@ -25,6 +25,7 @@ from operators.applying.results import ContractError
 from operators.registry import is_built_in
 from pipelines.engine.dataset_steps import run_dataset_step
 from pipelines.engine.deaths import RETRIES, died_too_often
+from pipelines.engine.outages import AcceleratorLost
 from pipelines.engine.placement import Phase
 from pipelines.engine.ray_news import Teller, Watch, collected
 from pipelines.engine.ray_tasks import RayTasks
@@ -243,7 +244,12 @@ class _PoolWorker:
             with self._teller.at_work((self._positions, shard)) as begun:
                 if begun > RETRIES + 1:
                     raise died_too_often()
-                self._worker.run(shard, self._teller.tell)
+                try:
+                    self._worker.run(shard, self._teller.tell)
+                except AcceleratorLost:
+                    if begun > RETRIES:
+                        raise
+                    os._exit(1)  # another process can use the GPU again: Ray starts one and gives it this shard
         return block
 
 

@@ -13,15 +13,19 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from operators.applying import shard_images
 from operators.applying.patience import Limits
+from operators.images.decoded import decode
 from pipelines.cli import app
 from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.outages import Outage
+from pipelines.engine.outages import AcceleratorLost, Outage
 from pipelines.engine.terminal import TerminalReporter
+from pipelines.errors import UserError
 from pipelines.run import Options, run
 from pipelines.sources import storage
 from tests.drawing import encode, noise
 from tests.flaky_server import Answer, FlakyServer
+from tests.operators.engines.image_text_to_text.chat_server import MODEL, ChatServer, Request, Response, says
 from tests.toys import logged
 
 IMAGES = 44
@@ -88,6 +92,7 @@ def undisturbed(server: FlakyServer) -> dict[str, str]:
     for log in ("bright.log", "again.log"):
         Path(log).unlink()
     server.asked.clear()
+    server.times.clear()
     return results("undisturbed")
 
 
@@ -167,18 +172,18 @@ def test_a_server_that_asks_for_a_pause_gets_it(server: FlakyServer, undisturbed
         Answer(429, {"Retry-After": "1"}) if path == "/07.png" and before < 2 else None
     )
     assert go(write_pipeline(server), seconds=20)["outcome"]["undone"] == 0
-    times = server.times["/07.png"]
+    times = server.times["/07.png"][:3]  # the export asks once more
     assert all(later - earlier >= 1 for earlier, later in pairwise(times))
     assert results("run") == undisturbed
 
 
-@pytest.mark.parametrize("ray", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("where", ["inline", "local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_dead_server_stops_the_run_and_the_command_goes_on_later(
-    server: FlakyServer, undisturbed: dict[str, str], ray: bool
+    server: FlakyServer, undisturbed: dict[str, str], where: str
 ) -> None:
     server.trouble = lambda path, before: Answer() if path >= "/04.png" else None
     file = write_pipeline(server)
-    options = {"inline": not ray, "workers": 1}
+    options = {"inline": False, "workers": 1, where: True}
     with pytest.raises(Outage, match=r"step 'brightness' is stopped: \d+ of its latest \d+ images .*--keep-going"):
         go(file, **options)
     assert len(logged("bright.log")) == 4
@@ -215,3 +220,167 @@ def test_the_command_says_so_and_ends_with_3(server: FlakyServer) -> None:
     ended = CliRunner().invoke(app, words)
     assert ended.exit_code == 0 and "undone" not in ended.output
     assert "complete" in CliRunner().invoke(app, ["status", "run"]).stdout
+
+
+# ---------------------------------------------------------------- other things that can be away
+
+
+SLOW_DOWN = (
+    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
+
+
+def test_an_object_store_that_asks_to_slow_down(server: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    file = write_pipeline(server, images=12)
+    labels = Path("labels.json").read_text().replace(server.url + "/", "s3://bucket/")
+    Path("labels.json").write_text(labels)
+    options = {"key": "test", "secret": "test", "client_kwargs": {"endpoint_url": server.url}}
+    changes = {"source": {"coco": "labels.json", "storage_options": options}}
+    Path(file).write_text(yaml.safe_dump({**yaml.safe_load(Path(file).read_text()), **changes}))
+    away = {"/bucket/03.png", "/bucket/04.png"}
+    files = {f"/bucket{path}": data for path, data in FILES.items()}
+
+    def trouble(path: str, before: int) -> Answer | None:
+        name = path.partition("?")[0]
+        if name in away:
+            return Answer(503, {"Content-Type": "application/xml"}, body=SLOW_DOWN)
+        return Answer(200, body=files[name]) if name in files else None
+
+    server.trouble = trouble
+    summary = go(file)
+    assert summary["outcome"]["undone"] == 2
+    assert "reduce your request rate" in json.dumps(summary["reasons"]) or "attempts" in json.dumps(summary["reasons"])
+    away.clear()
+    assert go(file)["outcome"]["undone"] == 0
+    assert sorted(logged("bright.log")) == list(range(1, 13))
+
+
+def local_pipeline(images: int, *steps: Any, **changes: Any) -> str:
+    Path("data").mkdir(exist_ok=True)
+    for path, data in list(FILES.items())[:images]:
+        Path(f"data{path}").write_bytes(data)
+    document = {"name": "near", "source": {"folder": "data"}, "output": "run", "shard_size": 4, "steps": list(steps)}
+    Path("run.yaml").write_text(yaml.safe_dump({**document, **changes}))
+    return "run.yaml"
+
+
+def test_too_little_memory_for_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = FILES["/05.png"]
+
+    def short(data: bytes) -> Any:
+        if data == large:
+            raise MemoryError
+        return decode(data)
+
+    file = local_pipeline(9, {"tests.toys:Brightness": {"log": str(Path("bright.log").absolute())}}, "inspect")
+    monkeypatch.setattr(shard_images, "decode", short)
+    summary = go(file, seconds=20)
+    assert (summary["outcome"]["undone"], summary["outcome"]["failed"]) == (1, 0)
+    monkeypatch.setattr(shard_images, "decode", decode)
+    assert go(file)["outcome"] == {"kept": 9, "dropped": 0, "duplicate": 0, "failed": 0, "undone": 0}
+    assert sorted(logged("bright.log")) == list(range(1, 10))
+    again = results("run")
+    Path("run").rename("before")
+    go(file)
+    assert results("run") == again
+
+
+def endpoint_pipeline(address: str, images: int = 8, **ask: Any) -> str:
+    card = {
+        "name": "far", "task": "image-text-to-text", "engine": "openai", "architecture": MODEL,
+        "licence": "Apache-2.0", "memory_gb": 0.5, "weights": {"endpoint": address},
+    }  # fmt: skip
+    Path("far.yaml").write_text(yaml.safe_dump(card))
+    step = {"ask": {"model": str(Path("far.yaml").absolute()), "retries": 0, "timeout": 1, "concurrency": 2, **ask}}
+    return local_pipeline(images, step)
+
+
+OVERLOADED = Response({"error": {"message": "overloaded"}}, 503, {"retry-after-ms": "1"})
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        OVERLOADED,
+        Response({"error": {"message": "too many"}}, 429, {"retry-after": "1"}),
+        Response(says("late").body, delay=2),
+        Response(b"<html>Bad gateway</html>", headers={"Content-Type": "text/html"}),
+    ],
+    ids=["503", "429", "hangs", "gateway"],
+)
+def test_a_model_endpoint_with_an_outage(response: Response, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    asked: list[str] = []
+    troubled: set[str] = set()
+    outage = True
+
+    def answer(request: Request) -> Response:
+        asked.append(request.image)
+        if len(asked) > 1 and len(troubled) < 2:  # the first asks whether the endpoint is there
+            troubled.add(request.image)
+        return response if outage and request.image in troubled else says(f"seen {len(request.image)}")
+
+    with ChatServer(answer) as server:
+        file = endpoint_pipeline(server.address)
+        summary = go(file)
+        assert (summary["outcome"]["undone"], summary["outcome"]["kept"]) == (2, 6)
+        outage, before = False, len(asked)
+        assert go(file)["outcome"]["kept"] == 8
+        assert set(asked[before + 1 :]) == troubled and len(asked) == before + 1 + 2
+        repaired = results("run")
+        Path("run").rename("before")
+        go(file)
+        assert results("run") == repaired
+
+
+def test_an_endpoint_that_dies_stops_the_run_and_one_that_wants_a_key_does_so_at_once() -> None:
+    asked = 0
+    response = OVERLOADED
+
+    def answer(request: Request) -> Response:
+        nonlocal asked
+        asked += 1
+        return says("fine") if asked <= 5 else response
+
+    with ChatServer(answer) as server:
+        file = endpoint_pipeline(server.address, images=44, concurrency=1)
+        with pytest.raises(Outage, match=r"step 'ask' is stopped: .* answered 503: .*overloaded.*run the same command"):
+            go(file)
+        assert asked < 44
+        response, asked = Response({"error": {"message": "revoked"}}, 401), 0
+        with pytest.raises(UserError, match=r"step 'ask' cannot go on: endpoint .* refuses .*revoked"):
+            go(file)
+        assert asked <= 5 + 4 + 1
+        asked = -1000
+        assert go(file)["outcome"]["kept"] == 44
+
+
+# ---------------------------------------------------------------- a GPU that is lost
+
+
+def test_a_lost_gpu_ends_a_run_in_one_process_with_the_reason() -> None:
+    file = local_pipeline(9, {"tests.toys:LosesGpu": {"lose_at": 6}})
+    with pytest.raises(AcceleratorLost, match=r"step 'loses_gpu' lost its GPU: CUDA error: an illegal memory access"):
+        go(file)
+    Path("run.yaml").write_text(Path("run.yaml").read_text().replace("lose_at: 6", "lose_at: 0"))
+    assert go(file)["outcome"]["kept"] == 9
+
+
+@pytest.mark.parametrize("where", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("always", [False, True])
+def test_another_process_does_the_shard_of_a_lost_gpu(where: str, always: bool) -> None:
+    marker = "" if always else str(Path("lost").absolute())
+    file = local_pipeline(9, {"tests.toys:LosesGpu": {"lose_at": 6, "marker": marker}})
+    if always:
+        with pytest.raises(AcceleratorLost, match="an illegal memory access"):
+            go(file, **{"inline": False, "workers": 2, where: True})
+        return
+    assert go(file, **{"inline": False, "workers": 2, where: True})["outcome"]["kept"] == 9
+    assert Path("lost").exists()

@@ -110,11 +110,11 @@ def test_a_disk_that_is_full_at_any_write(monkeypatch: pytest.MonkeyPatch, undis
             assert results("out/run") == undisturbed
 
 
-@pytest.mark.parametrize("ray", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_disk_that_fills_up(disk: Callable[[str], Path], ray: bool, undisturbed: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("where", ["inline", "local", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_disk_that_fills_up(disk: Callable[[str], Path], where: str, undisturbed: dict[str, bytes]) -> None:
     output = disk("60k")
     with pytest.raises(OutputError, match="no space is left for"):
-        go(f"{output}/run", Options(inline=not ray, workers=2, ray=ray))
+        go(f"{output}/run", Options(**{where: True}, workers=2))
     assert half_written(str(output)) == []
     subprocess.run(["mount", "-o", "remount,size=100M", str(output)], check=True)
     assert go(f"{output}/run")["outcome"]["kept"] > 0
