@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pyarrow as pa
 from pydantic import AfterValidator, Field, model_validator
 
-from operators.base import Needs, tuning
-from operators.engines.image_text_to_text import answerer
-from operators.engines.image_text_to_text.answerer import Reply, Requests
-from operators.engines.image_text_to_text.json_answer import JsonAnswer
-from operators.errors import RowError
-from operators.models.card import ModelCard, require
-from operators.models.operator import ModelOperator, ModelParams
+from labelmill.operators.base import Needs, tuning
+from labelmill.operators.engines.image_text_to_text import answerer
+from labelmill.operators.engines.image_text_to_text.answerer import Reply, Requests
+from labelmill.operators.engines.image_text_to_text.json_answer import JsonAnswer
+from labelmill.operators.errors import RowError
+from labelmill.operators.models.card import ModelCard, require
+from labelmill.operators.models.operator import ModelOperator, ModelParams
 
 if TYPE_CHECKING:
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 AnswerCard = Annotated[ModelCard, AfterValidator(require("image-text-to-text", answerer.ENGINES))]
 
@@ -110,7 +110,7 @@ class Ask(ModelOperator):
     def ready(self) -> None:
         super().ready()
         if self._remote:
-            from operators.engines.image_text_to_text.openai import Endpoint
+            from labelmill.operators.engines.image_text_to_text.openai import Endpoint
 
             engine = self._asked()
             assert isinstance(engine, Endpoint)

@@ -12,15 +12,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from operators.base import KEPT, DatasetOperator, Decision, OperatorParams, TableResult, tuning
-from operators.columns.image_classes import ImageClasses, check_classes, read_classes
-from operators.columns.rows import old_then_new, spans
-from operators.columns.vectors import Vectors, check_vectors
-from operators.errors import OperatorError
-from operators.expressions.number import Figure
-from operators.sampling.class_balance import UNLIMITED, MakeFarthest, choose_evenly
-from operators.sampling.farthest_point import FarthestPoints
-from operators.sampling.seeded import key_bytes, seeded_hashes
+from labelmill.operators.base import KEPT, DatasetOperator, Decision, OperatorParams, TableResult, tuning
+from labelmill.operators.columns.image_classes import ImageClasses, check_classes, read_classes
+from labelmill.operators.columns.rows import old_then_new, spans
+from labelmill.operators.columns.vectors import Vectors, check_vectors
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.expressions.number import Figure
+from labelmill.operators.sampling.class_balance import UNLIMITED, MakeFarthest, choose_evenly
+from labelmill.operators.sampling.farthest_point import FarthestPoints
+from labelmill.operators.sampling.seeded import key_bytes, seeded_hashes
 
 Pick = Literal["random", "hardest", "typical", "diverse"]
 

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.errors import OperatorError, RowError
+from labelmill.operators.errors import OperatorError, RowError
 
 if TYPE_CHECKING:
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 DecisionKind = Literal["kept", "dropped", "duplicate", "failed", "undone"]
 

@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from operators.base import KEPT, Decision, Needs, OperatorParams, TableOperator, TableResult, tuning
-from operators.columns.schemas import embedding
-from operators.columns.vectors import Vectors
-from operators.engines.embedding import encoder
-from operators.engines.embedding.encoder import EmbeddingCard, Template, class_texts
-from operators.errors import OperatorError
-from operators.models.weights import verify
-from operators.ontology import Ontology
+from labelmill.operators.base import KEPT, Decision, Needs, OperatorParams, TableOperator, TableResult, tuning
+from labelmill.operators.columns.schemas import embedding
+from labelmill.operators.columns.vectors import Vectors
+from labelmill.operators.engines.embedding import encoder
+from labelmill.operators.engines.embedding.encoder import EmbeddingCard, Template, class_texts
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models.weights import verify
+from labelmill.operators.ontology import Ontology
 
 
 class Classify(TableOperator):

@@ -11,19 +11,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
-from operators.base import KEPT, DatasetOperator, Decision, Needs, OperatorParams, TableResult, tuning
-from operators.clustering import centres, density
-from operators.clustering.neighbours import Neighbourhood, Neighbours, outlier_scores
-from operators.clustering.points import Points, read_points
-from operators.columns.rows import old_then_new
-from operators.columns.schemas import embedding
-from operators.columns.vectors import Vectors, check_vectors
-from operators.engines.embedding import encoder
-from operators.engines.embedding.encoder import Template, class_texts
-from operators.errors import OperatorError
-from operators.models.card import ModelCard, require
-from operators.models.weights import verify
-from operators.ontology import Ontology
+from labelmill.operators.base import KEPT, DatasetOperator, Decision, Needs, OperatorParams, TableResult, tuning
+from labelmill.operators.clustering import centres, density
+from labelmill.operators.clustering.neighbours import Neighbourhood, Neighbours, outlier_scores
+from labelmill.operators.clustering.points import Points, read_points
+from labelmill.operators.columns.rows import old_then_new
+from labelmill.operators.columns.schemas import embedding
+from labelmill.operators.columns.vectors import Vectors, check_vectors
+from labelmill.operators.engines.embedding import encoder
+from labelmill.operators.engines.embedding.encoder import Template, class_texts
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models.card import ModelCard, require
+from labelmill.operators.models.weights import verify
+from labelmill.operators.ontology import Ontology
 
 Method = Literal["auto", "hdbscan", "kmeans", "hierarchical"]
 

@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from operators.base import KEPT, DatasetOperator, Decision, Needs, OperatorParams, TableResult, tuning
-from operators.columns.vectors import check_vectors
-from operators.duplicates.copies import HASHES, Copies
-from operators.expressions.number import Figure
+from labelmill.operators.base import KEPT, DatasetOperator, Decision, Needs, OperatorParams, TableResult, tuning
+from labelmill.operators.columns.vectors import check_vectors
+from labelmill.operators.duplicates.copies import HASHES, Copies
+from labelmill.operators.expressions.number import Figure
 
 By = Literal["file", "pixels"]
 

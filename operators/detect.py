@@ -13,22 +13,22 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field
 
-from operators.applying.bisect import bisect
-from operators.applying.memory import free_memory
-from operators.base import tuning
-from operators.columns.schemas import DETECTIONS, SIDES
-from operators.detections.tiles import Tiles, Windows, merge
-from operators.engines.detection.detector import Answer, Detector
-from operators.engines.detection.grounding_dino import GroundingDino
-from operators.engines.detection.groundingdino import OriginalGroundingDino
-from operators.engines.detection.owlv2 import Owlv2
-from operators.errors import OperatorError, RowError
-from operators.models.card import ModelCard, ModelError, require
-from operators.models.operator import LabelOperator, ModelParams
-from operators.ontology import Ontology
+from labelmill.operators.applying.bisect import bisect
+from labelmill.operators.applying.memory import free_memory
+from labelmill.operators.base import tuning
+from labelmill.operators.columns.schemas import DETECTIONS, SIDES
+from labelmill.operators.detections.tiles import Tiles, Windows, merge
+from labelmill.operators.engines.detection.detector import Answer, Detector
+from labelmill.operators.engines.detection.grounding_dino import GroundingDino
+from labelmill.operators.engines.detection.groundingdino import OriginalGroundingDino
+from labelmill.operators.engines.detection.owlv2 import Owlv2
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.models.card import ModelCard, ModelError, require
+from labelmill.operators.models.operator import LabelOperator, ModelParams
+from labelmill.operators.ontology import Ontology
 
 if TYPE_CHECKING:
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 DETECTORS: dict[str, tuple[type[Detector], ...]] = {
     "transformers": (GroundingDino, Owlv2),

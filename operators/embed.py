@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from operators.base import tuning
-from operators.columns.schemas import embedding
-from operators.engines.embedding import encoder
-from operators.engines.embedding.encoder import EmbeddingCard
-from operators.errors import RowError
-from operators.models.operator import ModelOperator, ModelParams
+from labelmill.operators.base import tuning
+from labelmill.operators.columns.schemas import embedding
+from labelmill.operators.engines.embedding import encoder
+from labelmill.operators.engines.embedding.encoder import EmbeddingCard
+from labelmill.operators.errors import RowError
+from labelmill.operators.models.operator import ModelOperator, ModelParams
 
 if TYPE_CHECKING:
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 
 class Embed(ModelOperator):

@@ -10,10 +10,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from operators.base import KEPT, Decision, OperatorParams, TableOperator, TableResult
-from operators.columns.schemas import DETECTIONS, SIDES
-from operators.detections.boxes import iou
-from operators.detections.crops import box_array
+from labelmill.operators.base import KEPT, Decision, OperatorParams, TableOperator, TableResult
+from labelmill.operators.columns.schemas import DETECTIONS, SIDES
+from labelmill.operators.detections.boxes import iou
+from labelmill.operators.detections.crops import box_array
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

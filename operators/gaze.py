@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field
 
-from operators.base import tuning
-from operators.columns.schemas import DETECTIONS, SIDES
-from operators.engines.gaze import l2cs
-from operators.errors import RowError
-from operators.models.card import ModelCard, require
-from operators.models.operator import ModelOperator, ModelParams
+from labelmill.operators.base import tuning
+from labelmill.operators.columns.schemas import DETECTIONS, SIDES
+from labelmill.operators.engines.gaze import l2cs
+from labelmill.operators.errors import RowError
+from labelmill.operators.models.card import ModelCard, require
+from labelmill.operators.models.operator import ModelOperator, ModelParams
 
 if TYPE_CHECKING:
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 GazeCard = Annotated[ModelCard, AfterValidator(require("gaze", ("l2cs",)))]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.base import ImageOperator
-from operators.errors import RowError
-from operators.images.decoded import DecodedImage
-from operators.images.quality import measure
+from labelmill.operators.base import ImageOperator
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.images.quality import measure
 
 _STORED_GREY = frozenset({"1", "L", "LA", "La", "I", "F"})
 

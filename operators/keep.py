@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from operators.base import KEPT, Decision, OperatorParams, TableOperator, TableResult
-from operators.errors import OperatorError, RowError
-from operators.expressions.expression import ExpressionError, Part, parse
-from operators.expressions.queries import bind, describe, plain, select
-from operators.wording import counted
+from labelmill.operators.base import KEPT, Decision, OperatorParams, TableOperator, TableResult
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.expressions.expression import ExpressionError, Part, parse
+from labelmill.operators.expressions.queries import bind, describe, plain, select
+from labelmill.operators.wording import counted
 
 _KEPT = -1
 _OUTCOME = '"outcome of keep"'

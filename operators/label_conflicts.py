@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from operators.base import KEPT, DatasetOperator, Decision, Needs, OperatorParams, TableResult, tuning
-from operators.columns.rows import old_then_new
-from operators.columns.schemas import DETECTIONS, SIDES
-from operators.deduplicate import By, Deduplicate
-from operators.detections.sightings import Floats, Integers, overlaps, shares_inside, usable
-from operators.labels.findings import LABEL_ERRORS, finding, surest_first
-from operators.labels.judge import MET
+from labelmill.operators.base import KEPT, DatasetOperator, Decision, Needs, OperatorParams, TableResult, tuning
+from labelmill.operators.columns.rows import old_then_new
+from labelmill.operators.columns.schemas import DETECTIONS, SIDES
+from labelmill.operators.deduplicate import By, Deduplicate
+from labelmill.operators.detections.sightings import Floats, Integers, overlaps, shares_inside, usable
+from labelmill.operators.labels.findings import LABEL_ERRORS, finding, surest_first
+from labelmill.operators.labels.judge import MET
 
 Found = dict[str, Any]
 

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from operators.base import KEPT, Decision, OperatorParams, TableOperator, TableResult
-from operators.columns.schemas import DETECTIONS
-from operators.detections.sightings import Detections, Floats, Sightings, overlaps, sightings, usable
-from operators.errors import OperatorError
-from operators.labels.findings import LABEL_ERRORS, finding, pool, surest_first
-from operators.labels.judge import MET, SAME, Labels, Regions, judge
-from operators.ontology import Ontology, normalise
+from labelmill.operators.base import KEPT, Decision, OperatorParams, TableOperator, TableResult
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.detections.sightings import Detections, Floats, Sightings, overlaps, sightings, usable
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.labels.findings import LABEL_ERRORS, finding, pool, surest_first
+from labelmill.operators.labels.judge import MET, SAME, Labels, Regions, judge
+from labelmill.operators.ontology import Ontology, normalise
 
 Found = dict[str, Any]
 Given = tuple[int, str | None, list[float]]

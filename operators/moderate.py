@@ -9,16 +9,16 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field
 
-from operators.base import Needs, tuning
-from operators.engines.embedding import encoder
-from operators.engines.moderation import onnxruntime as open_nsfw
-from operators.engines.moderation.moderator import Moderator, ZeroShot
-from operators.errors import OperatorError, RowError
-from operators.models.card import ModelCard, require
-from operators.models.operator import ModelOperator, ModelParams
+from labelmill.operators.base import Needs, tuning
+from labelmill.operators.engines.embedding import encoder
+from labelmill.operators.engines.moderation import onnxruntime as open_nsfw
+from labelmill.operators.engines.moderation.moderator import Moderator, ZeroShot
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.models.card import ModelCard, require
+from labelmill.operators.models.operator import ModelOperator, ModelParams
 
 if TYPE_CHECKING:
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 CLASSIFIERS = ("onnxruntime",)
 """Engines of cards for moderation."""

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
-from operators.errors import RowError
+from labelmill.operators.errors import RowError
 
 Kind = Literal["network", "memory", "machine", "accelerator"]
 """What is lacking at the moment: a server or the way to it, memory, what else a machine has (descriptors, threads,

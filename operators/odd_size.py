@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.base import DatasetOperator, TableResult
+from labelmill.operators.base import DatasetOperator, TableResult
 
 _REACH = 3.0
 

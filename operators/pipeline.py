@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field
 
-from operators.base import ImageOperator, Needs, OperatorParams, tuning
-from operators.engines.any_pipeline import transformers_pipeline
-from operators.engines.any_pipeline.pipeline_tasks import ALIASES, ELSEWHERE, TASKS, Task, other
-from operators.errors import OperatorError, RowError
-from operators.models.card import Dtype
+from labelmill.operators.base import ImageOperator, Needs, OperatorParams, tuning
+from labelmill.operators.engines.any_pipeline import transformers_pipeline
+from labelmill.operators.engines.any_pipeline.pipeline_tasks import ALIASES, ELSEWHERE, TASKS, Task, other
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.models.card import Dtype
 
 if TYPE_CHECKING:
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 RESERVED = ("batch_size", "do_sample", "num_workers", "return_tensors", "timeout")
 """Arguments of a call that would change the shape of its output, or make it a matter of chance."""

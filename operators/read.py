@@ -9,17 +9,17 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator
 
-from operators.base import Needs, tuning
-from operators.columns.schemas import DETECTIONS, SIDES
-from operators.engines.text import reader
-from operators.engines.text.reader import Item, Word
-from operators.errors import RowError
-from operators.models.card import ModelCard, require
-from operators.models.operator import ModelOperator, ModelParams
-from operators.models.weights import verify
+from labelmill.operators.base import Needs, tuning
+from labelmill.operators.columns.schemas import DETECTIONS, SIDES
+from labelmill.operators.engines.text import reader
+from labelmill.operators.engines.text.reader import Item, Word
+from labelmill.operators.errors import RowError
+from labelmill.operators.models.card import ModelCard, require
+from labelmill.operators.models.operator import ModelOperator, ModelParams
+from labelmill.operators.models.weights import verify
 
 if TYPE_CHECKING:
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 
 def _finds_words(card: ModelCard) -> ModelCard:

@@ -11,33 +11,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from operators.base import Operator
+    from labelmill.operators.base import Operator
 
 ENTRY_POINTS = "labelmill.operators"
 
 BUILT_IN = {
-    "inspect": "operators.inspect:Inspect",
-    "odd_size": "operators.odd_size:OddSize",
-    "keep": "operators.keep:Keep",
-    "embed": "operators.embed:Embed",
-    "classify": "operators.classify:Classify",
-    "deduplicate": "operators.deduplicate:Deduplicate",
-    "moderate": "operators.moderate:Moderate",
-    "detect": "operators.detect:Detect",
-    "select": "operators.select:Select",
-    "verify": "operators.verify:Verify",
-    "fuse": "operators.fuse:Fuse",
-    "segment": "operators.segment:Segment",
-    "read": "operators.read:Read",
-    "gaze": "operators.gaze:Gaze",
-    "ask": "operators.ask:Ask",
-    "pipeline": "operators.pipeline:Pipeline",
-    "review": "operators.review:Review",
-    "label_errors": "operators.label_errors:LabelErrors",
-    "label_conflicts": "operators.label_conflicts:LabelConflicts",
-    "cluster": "operators.cluster:Cluster",
-    "balance": "operators.balance:Balance",
-    "split": "operators.split:Split",
+    "inspect": "labelmill.operators.inspect:Inspect",
+    "odd_size": "labelmill.operators.odd_size:OddSize",
+    "keep": "labelmill.operators.keep:Keep",
+    "embed": "labelmill.operators.embed:Embed",
+    "classify": "labelmill.operators.classify:Classify",
+    "deduplicate": "labelmill.operators.deduplicate:Deduplicate",
+    "moderate": "labelmill.operators.moderate:Moderate",
+    "detect": "labelmill.operators.detect:Detect",
+    "select": "labelmill.operators.select:Select",
+    "verify": "labelmill.operators.verify:Verify",
+    "fuse": "labelmill.operators.fuse:Fuse",
+    "segment": "labelmill.operators.segment:Segment",
+    "read": "labelmill.operators.read:Read",
+    "gaze": "labelmill.operators.gaze:Gaze",
+    "ask": "labelmill.operators.ask:Ask",
+    "pipeline": "labelmill.operators.pipeline:Pipeline",
+    "review": "labelmill.operators.review:Review",
+    "label_errors": "labelmill.operators.label_errors:LabelErrors",
+    "label_conflicts": "labelmill.operators.label_conflicts:LabelConflicts",
+    "cluster": "labelmill.operators.cluster:Cluster",
+    "balance": "labelmill.operators.balance:Balance",
+    "split": "labelmill.operators.split:Split",
 }
 """Name → where it is. A new operator gets a file and a line here."""
 
@@ -86,7 +86,7 @@ def step_name(name: str) -> str:
 
 def _load(target: str, name: str) -> type[Operator]:
     # Not above: names alone, as the shell's completion wants them, must not take half a second.
-    from operators.base import DatasetOperator, ImageOperator, TableOperator
+    from labelmill.operators.base import DatasetOperator, ImageOperator, TableOperator
 
     module_name, _, class_name = target.partition(":")
     here = str(Path.cwd())

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from operators.base import KEPT, Decision, OperatorParams, TableOperator, TableResult
-from operators.columns.schemas import DETECTIONS
-from operators.errors import OperatorError
+from labelmill.operators.base import KEPT, Decision, OperatorParams, TableOperator, TableResult
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.errors import OperatorError
 
 REVIEWED_AT = pa.timestamp("ms", tz="UTC")
 

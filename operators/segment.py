@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, field_validator, model_validator
 
-from operators.base import tuning
-from operators.columns.schemas import DETECTIONS, SIDES
-from operators.engines.segmentation import segmenter
-from operators.engines.segmentation.masks import Mask
-from operators.engines.segmentation.point_grid import Everything, detection
-from operators.errors import RowError
-from operators.models.card import ModelCard, require
-from operators.models.operator import LabelOperator, ModelParams
+from labelmill.operators.base import tuning
+from labelmill.operators.columns.schemas import DETECTIONS, SIDES
+from labelmill.operators.engines.segmentation import segmenter
+from labelmill.operators.engines.segmentation.masks import Mask
+from labelmill.operators.engines.segmentation.point_grid import Everything, detection
+from labelmill.operators.errors import RowError
+from labelmill.operators.models.card import ModelCard, require
+from labelmill.operators.models.operator import LabelOperator, ModelParams
 
 if TYPE_CHECKING:
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 SegmentationCard = Annotated[ModelCard, AfterValidator(require("segmentation", segmenter.ENGINES))]
 

@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from operators.base import KEPT, Decision, OperatorParams, TableOperator, TableResult
-from operators.columns.schemas import DETECTIONS
-from operators.detections.boxes import contained, suppress
-from operators.errors import OperatorError, RowError
-from operators.ontology import Ontology
-from operators.wording import counted
+from labelmill.operators.base import KEPT, Decision, OperatorParams, TableOperator, TableResult
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.detections.boxes import contained, suppress
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.ontology import Ontology
+from labelmill.operators.wording import counted
 
 DEFAULT = "default"
 _SCORE = 0.3

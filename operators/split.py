@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-from operators.base import KEPT, DatasetOperator, Decision, OperatorParams, TableResult
-from operators.columns.image_classes import NONE, check_classes, read_classes
-from operators.columns.rows import codes, old_then_new
-from operators.errors import OperatorError
-from operators.sampling.group_split import fill_empty, first_keys, homes, place
-from operators.sampling.leaks import choose_dropped, find_leaks
-from operators.sampling.seeded import seeded_hashes
-from operators.sampling.stratify import Strata, place_by_class, round_shares
+from labelmill.operators.base import KEPT, DatasetOperator, Decision, OperatorParams, TableResult
+from labelmill.operators.columns.image_classes import NONE, check_classes, read_classes
+from labelmill.operators.columns.rows import codes, old_then_new
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.sampling.group_split import fill_empty, first_keys, homes, place
+from labelmill.operators.sampling.leaks import choose_dropped, find_leaks
+from labelmill.operators.sampling.seeded import seeded_hashes
+from labelmill.operators.sampling.stratify import Strata, place_by_class, round_shares
 
 SPLITS = ("train", "val", "test")
 TOLERANCE = 1e-6

@@ -10,20 +10,20 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field, model_validator
 
-from operators.base import ImageOperator, Needs, OperatorParams, tuning
-from operators.columns.schemas import DETECTIONS
-from operators.detections.crops import box_array, usable
-from operators.engines.embedding import encoder
-from operators.engines.embedding.encoder import Template
-from operators.engines.image_text_to_text import answerer
-from operators.errors import OperatorError, RowError
-from operators.labels.second_opinions import NO, YES, Namer, Questioner, overlaps, questions
-from operators.models.card import Dtype, ModelCard, require
-from operators.models.weights import verify as verify_weights
-from operators.ontology import Ontology
+from labelmill.operators.base import ImageOperator, Needs, OperatorParams, tuning
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.detections.crops import box_array, usable
+from labelmill.operators.engines.embedding import encoder
+from labelmill.operators.engines.embedding.encoder import Template
+from labelmill.operators.engines.image_text_to_text import answerer
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.labels.second_opinions import NO, YES, Namer, Questioner, overlaps, questions
+from labelmill.operators.models.card import Dtype, ModelCard, require
+from labelmill.operators.models.weights import verify as verify_weights
+from labelmill.operators.ontology import Ontology
 
 if TYPE_CHECKING:
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 Optional = ModelCard | None
 
@@ -161,7 +161,7 @@ class Verify(ImageOperator):
         for card in self._cards().values():
             verify_weights(card)
         if self.params.ask is not None and self.params.ask.weights.endpoint is not None:
-            from operators.engines.image_text_to_text.openai import Endpoint
+            from labelmill.operators.engines.image_text_to_text.openai import Endpoint
 
             engine = self._questioner(self.params.ask).engine
             assert isinstance(engine, Endpoint)

@@ -1,6 +1,6 @@
 """``python -m pipelines`` is ``labelmill``."""
 
-from pipelines.cli import main
+from labelmill.pipelines.cli import main
 
 if __name__ == "__main__":
     main()

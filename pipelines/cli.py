@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from pipelines.commands import errors, looking, new, report, review, running, supplies
+from labelmill.pipelines.commands import errors, looking, new, report, review, running, supplies
 
 app = typer.Typer(
     name="labelmill",
@@ -50,7 +50,7 @@ def main() -> None:
     except Exception:
         import traceback
 
-        from operators.secrets import hide
+        from labelmill.operators.secrets import hide
 
         sys.stderr.write(hide(traceback.format_exc()))
         raise SystemExit(1) from None

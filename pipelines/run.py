@@ -8,21 +8,21 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from operators.errors import OperatorError
-from pipelines.config.pipeline import Pipeline
-from pipelines.engine.export_run import export_all
-from pipelines.engine.placement import segments
-from pipelines.engine.receipts import News, Receipt
-from pipelines.engine.runners import Options as Options
-from pipelines.engine.runners import Reporter as Reporter
-from pipelines.engine.runners import Segment, runner_for
-from pipelines.errors import UserError
-from pipelines.exports.foreseen import export_problems
-from pipelines.run_folder.arrived import Arrived, strict_problem, write_refused
-from pipelines.run_folder.guard import guarded
-from pipelines.run_folder.layout import Layout
-from pipelines.run_folder.outcomes import summarise, write_json
-from pipelines.run_folder.reopen import (
+from labelmill.operators.errors import OperatorError
+from labelmill.pipelines.config.pipeline import Pipeline
+from labelmill.pipelines.engine.export_run import export_all
+from labelmill.pipelines.engine.foreseen import export_problems
+from labelmill.pipelines.engine.placement import segments
+from labelmill.pipelines.engine.receipts import News, Receipt
+from labelmill.pipelines.engine.runners import Options as Options
+from labelmill.pipelines.engine.runners import Reporter as Reporter
+from labelmill.pipelines.engine.runners import Segment, runner_for
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run_folder.arrived import Arrived, strict_problem, write_refused
+from labelmill.pipelines.run_folder.guard import guarded
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.run_folder.outcomes import summarise, write_json
+from labelmill.pipelines.run_folder.reopen import (
     PIPELINE_FILE,
     SUMMARY_FILE,
     export_classes,
@@ -30,10 +30,10 @@ from pipelines.run_folder.reopen import (
     state_of,
     write_pipeline,
 )
-from pipelines.run_folder.shards import Intake, take_in
-from pipelines.run_folder.store import Store
-from pipelines.sources import Fetcher, Source, open_source
-from pipelines.steps import Step
+from labelmill.pipelines.run_folder.shards import Intake, take_in
+from labelmill.pipelines.run_folder.store import Store
+from labelmill.pipelines.sources import Fetcher, Source, open_source
+from labelmill.pipelines.steps import Step
 
 
 def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
     summary["exports"] = export_all(pipeline, layout, intake.shards, classes, fetch)
     write_json(layout, SUMMARY_FILE, summary)
     if options.report:
-        from pipelines.report.write import write_report
+        from labelmill.pipelines.report.write import write_report
 
         summary["report"] = write_report(pipeline.settings.output, again=False)
     return summary

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.errors import UserError
-from pipelines.run_folder.reopen import reopen
-from pipelines.sources import Fetcher
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run_folder.reopen import reopen
+from labelmill.pipelines.sources import Fetcher
 
 SIDE = 320
 """Pixels of the longer side of a thumbnail."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from operators.base import DatasetOperator, ImageOperator, Operator
-from operators.columns.schemas import SHARD, SOURCE_COLUMNS
-from operators.registry import is_built_in
-from pipelines.errors import nearest
+from labelmill.operators.base import DatasetOperator, ImageOperator, Operator
+from labelmill.operators.columns.schemas import SHARD, SOURCE_COLUMNS
+from labelmill.operators.registry import is_built_in
+from labelmill.pipelines.errors import nearest
 
 ENGINE_VERSION = 1
 """Raised when decoding or the layout of step files changes what is in them."""

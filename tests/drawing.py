@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from operators.images.decoded import DecodedImage, decode
+from labelmill.operators.images.decoded import DecodedImage, decode
 
 
 def noise(seed: int, width: int = 48, height: int = 32, level: int | None = None) -> Image.Image:

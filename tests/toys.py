@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from operators.base import (
+from labelmill.operators.base import (
     DatasetOperator,
     Decision,
     ImageOperator,
@@ -22,8 +22,8 @@ from operators.base import (
     TableResult,
     tuning,
 )
-from operators.errors import OperatorError, RowError
-from operators.images.decoded import DecodedImage
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.images.decoded import DecodedImage
 
 
 class Brightness(ImageOperator):

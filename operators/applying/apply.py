@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from operators.applying.bisect import bisect, failed
-from operators.applying.infer import infer
-from operators.applying.results import ContractError, RowValue, join_result, null_rows, step_table
-from operators.applying.shard_images import ShardImages
-from operators.applying.tries import Tries
-from operators.applying.worker import Worker
-from operators.base import KEPT, Decision, ImageOperator, TableOperator, TableResult
+from labelmill.operators.applying.bisect import bisect, failed
+from labelmill.operators.applying.infer import infer
+from labelmill.operators.applying.results import ContractError, RowValue, join_result, null_rows, step_table
+from labelmill.operators.applying.shard_images import ShardImages
+from labelmill.operators.applying.tries import Tries
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.base import KEPT, Decision, ImageOperator, TableOperator, TableResult
 
 THREADS = 2
 """Threads that prepare images ahead of the model, per worker on one core. Decoding releases the GIL."""

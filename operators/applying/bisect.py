@@ -7,11 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.applying.patience import StopError
-from operators.applying.results import ContractError
-from operators.base import Decision
-from operators.errors import RowError
-from operators.moment import kind_of
+from labelmill.operators.applying.patience import StopError
+from labelmill.operators.applying.results import ContractError
+from labelmill.operators.base import Decision
+from labelmill.operators.errors import RowError
+from labelmill.operators.moment import kind_of
 
 
 def bisect(

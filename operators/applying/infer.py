@@ -6,15 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from operators.applying.bisect import bisect, failed
-from operators.applying.memory import free_memory
-from operators.applying.patience import StopError, passes
-from operators.applying.results import ContractError, RowValue
-from operators.base import ImageOperator
+from labelmill.operators.applying.bisect import bisect, failed
+from labelmill.operators.applying.memory import free_memory
+from labelmill.operators.applying.patience import StopError, passes
+from labelmill.operators.applying.results import ContractError, RowValue
+from labelmill.operators.base import ImageOperator
 
 if TYPE_CHECKING:
-    from operators.applying.shard_images import ShardImages
-    from operators.applying.worker import Worker
+    from labelmill.operators.applying.shard_images import ShardImages
+    from labelmill.operators.applying.worker import Worker
 
 GIVE_UP_AFTER = 4
 """Calls in a row that fail for the moment, when a batch is split for the last time."""

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from operators.applying.shard_images import ShardImages
+    from labelmill.operators.applying.shard_images import ShardImages
 
 
 def free_memory(images: ShardImages | None = None) -> None:

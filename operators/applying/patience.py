@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from operators.moment import kind_of, retry_after
+from labelmill.operators.moment import kind_of, retry_after
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from operators.base import KEPT, Decision, Operator, TableResult
-from operators.secrets import hide
+from labelmill.operators.base import KEPT, Decision, Operator, TableResult
+from labelmill.operators.secrets import hide
 
 RowValue = Mapping[str, Any] | Decision | None
 """One image's columns, or why it has none; None for an image that was not reached."""

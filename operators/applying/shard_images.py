@@ -6,10 +6,10 @@ import threading
 import time
 from collections.abc import Iterable
 
-from operators.applying.fetch_ahead import Fetch, FetchAhead
-from operators.errors import RowError
-from operators.images.decoded import DecodedImage, decode
-from operators.moment import kind_of
+from labelmill.operators.applying.fetch_ahead import Fetch, FetchAhead
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.decoded import DecodedImage, decode
+from labelmill.operators.moment import kind_of
 
 
 class ShardImages:

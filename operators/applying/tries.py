@@ -7,13 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from operators.applying.memory import free_memory
-from operators.applying.patience import Patience, StopError, passes
-from operators.applying.results import ContractError
-from operators.moment import kind_of
+from labelmill.operators.applying.memory import free_memory
+from labelmill.operators.applying.patience import Patience, StopError, passes
+from labelmill.operators.applying.results import ContractError
+from labelmill.operators.moment import kind_of
 
 if TYPE_CHECKING:
-    from operators.applying.shard_images import ShardImages
+    from labelmill.operators.applying.shard_images import ShardImages
 
 
 class Tries:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from operators.applying.patience import Patience, Watch
-from operators.base import ImageOperator, Operator
+from labelmill.operators.applying.patience import Patience, Watch
+from labelmill.operators.base import ImageOperator, Operator
 
 
 @dataclass(slots=True)

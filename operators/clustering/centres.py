@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.clustering.points import Points
-from operators.clustering.similar import most_similar, on_gpu
+from labelmill.operators.clustering.points import Points
+from labelmill.operators.clustering.similar import most_similar, on_gpu
 
 MOST = 1_000
 """Clusters that are made when nobody says how many."""

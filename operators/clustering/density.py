@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.clustering.neighbours import Neighbourhood
+from labelmill.operators.clustering.neighbours import Neighbourhood
 
 PAIRS = 2_048
 """With fewer pieces of the tree, the lightest edges between all pairs of them are found at once."""

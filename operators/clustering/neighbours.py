@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.clustering.centres import train
-from operators.clustering.points import BLOCK, Points
-from operators.clustering.similar import most_similar
+from labelmill.operators.clustering.centres import train
+from labelmill.operators.clustering.points import BLOCK, Points
+from labelmill.operators.clustering.similar import most_similar
 
 EXACT = 16_384
 """Up to as many points every one is compared; beyond, those in the nearest cells (see `Cells`)."""

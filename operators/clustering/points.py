@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.columns.vectors import Vectors
+from labelmill.operators.columns.vectors import Vectors
 
 BLOCK = 16_384
 """Points that are looked at together: 32 MB of float32 at 512 dimensions."""

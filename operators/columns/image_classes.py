@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.columns.rows import codes
-from operators.errors import OperatorError
+from labelmill.operators.columns.rows import codes
+from labelmill.operators.errors import OperatorError
 
 NONE = "none"
 """The class of an image without one: its value is null, or its list is null or empty."""

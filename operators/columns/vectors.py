@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.errors import OperatorError
+from labelmill.operators.errors import OperatorError
 
 BLOCK = 65_536
 """Rows that are looked at together: 128 MB of float32 at 512 dimensions."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.columns.schemas import SIDES
+from labelmill.operators.columns.schemas import SIDES
 
 GREY = (122, 116, 104)
 """The mean colour of CLIP's training images, from its preprocessing."""

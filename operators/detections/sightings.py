@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.columns.schemas import SIDES
-from operators.detections.boxes import areas, intersections, iou, suppress
+from labelmill.operators.columns.schemas import SIDES
+from labelmill.operators.detections.boxes import areas, intersections, iou, suppress
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

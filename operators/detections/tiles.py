@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.detections.boxes import Boxes, Classes, intersections, iou
+from labelmill.operators.detections.boxes import Boxes, Classes, intersections, iou
 
 SAME = 0.5
 """Two views see one object if what each says about the pixels that both see has at least this IoU."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.duplicates.representatives import NONE, Near
+from labelmill.operators.duplicates.representatives import NONE, Near
 
 
 def connect(kinds: Sequence[Near], count: int, settled: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.columns.rows import codes
-from operators.columns.vectors import Vectors
-from operators.duplicates.components import connect
-from operators.duplicates.near_hashes import NearHashes
-from operators.duplicates.near_vectors import NearVectors
-from operators.duplicates.representatives import Near, choose
+from labelmill.operators.columns.rows import codes
+from labelmill.operators.columns.vectors import Vectors
+from labelmill.operators.duplicates.components import connect
+from labelmill.operators.duplicates.near_hashes import NearHashes
+from labelmill.operators.duplicates.near_vectors import NearVectors
+from labelmill.operators.duplicates.representatives import Near, choose
 
 if TYPE_CHECKING:
-    from operators.base import Tasks
+    from labelmill.operators.base import Tasks
 
 HASHES = {"file": "file_hash", "pixels": "pixel_hash"}
 

@@ -20,7 +20,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.duplicates.representatives import NONE
+from labelmill.operators.duplicates.representatives import NONE
 
 BITS = 64
 KEY_BITS = 27

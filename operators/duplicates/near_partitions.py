@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.base import Tasks
-from operators.columns.vectors import Vectors, normalised
-from operators.duplicates.vectors_of_a_cell import earliest_in_cell
-from operators.duplicates.voronoi import Borders, by_cell
+from labelmill.operators.base import Tasks
+from labelmill.operators.columns.vectors import Vectors, normalised
+from labelmill.operators.duplicates.vectors_of_a_cell import earliest_in_cell
+from labelmill.operators.duplicates.voronoi import Borders, by_cell
 
 LEAST_BLOCK = 1024
 """Vectors in a block, at least."""

@@ -53,13 +53,13 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.base import Tasks
-from operators.columns.vectors import Vectors
-from operators.duplicates.in_threads import in_threads
-from operators.duplicates.near_partitions import Partitions
-from operators.duplicates.representatives import NONE
-from operators.duplicates.vectors_of_a_cell import earliest_in_cell, near_pairs
-from operators.duplicates.voronoi import SAMPLE, Borders, best_borders, by_cell
+from labelmill.operators.base import Tasks
+from labelmill.operators.columns.vectors import Vectors
+from labelmill.operators.duplicates.in_threads import in_threads
+from labelmill.operators.duplicates.near_partitions import Partitions
+from labelmill.operators.duplicates.representatives import NONE
+from labelmill.operators.duplicates.vectors_of_a_cell import earliest_in_cell, near_pairs
+from labelmill.operators.duplicates.voronoi import SAMPLE, Borders, best_borders, by_cell
 
 BLOCK = 16_384
 """Vectors whose cells are found together."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.duplicates.voronoi import as_multiplied, on_device
+from labelmill.operators.duplicates.voronoi import as_multiplied, on_device
 
 ROWS, OTHERS = 256, 1024
 """Vectors that are compared at once, first with as many others, then with more and more up to this: what a processor's

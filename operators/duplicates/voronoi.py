@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.clustering.centres import train
+from labelmill.operators.clustering.centres import train
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +131,7 @@ def on_device(array: NDArray[np.float32]) -> torch.Tensor:
     """A tensor where there is a GPU on it, else of the array's own memory."""
     import torch
 
-    from operators.models.device import pick_device
+    from labelmill.operators.models.device import pick_device
 
     with warnings.catch_warnings():
         # Arrays that a task was sent are read-only, and nothing is written here.

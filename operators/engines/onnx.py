@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from operators.models.card import ModelCard, ModelError
+from labelmill.operators.models.card import ModelCard, ModelError
 
 
 def session(card: ModelCard, path: Path) -> Any:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from operators.models import weights
-from operators.models.card import ModelCard
-from operators.models.device import seeded
+from labelmill.operators.models import weights
+from labelmill.operators.models.card import ModelCard
+from labelmill.operators.models.device import seeded
 
 if TYPE_CHECKING:
     import torch

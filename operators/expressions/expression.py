@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from operators.expressions.functions import SELECT, FunctionError, Functions, connection, syntax_tree
+from labelmill.operators.expressions.functions import SELECT, FunctionError, Functions, connection, syntax_tree
 
 ALWAYS = ("image_id", "key")
 """Columns that every operator is given; conditions may use them without reading them."""

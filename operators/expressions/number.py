@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.errors import OperatorError
-from operators.expressions.expression import ExpressionError, parse
-from operators.expressions.queries import bind, describe, plain, select
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.expressions.expression import ExpressionError, parse
+from labelmill.operators.expressions.queries import bind, describe, plain, select
 
 
 class Figure:

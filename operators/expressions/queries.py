@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from operators.errors import OperatorError
-from operators.expressions.expression import Expression
-from operators.expressions.functions import FunctionError, Functions, connection
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.expressions.expression import Expression
+from labelmill.operators.expressions.functions import FunctionError, Functions, connection
 
 
 def select(query: str, table: pa.Table, expression: Expression) -> pa.Table:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 if TYPE_CHECKING:
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 MAX_BYTES = 1 << 20
 """Larger files are compressed again: several servers refuse requests of more than 2 MB."""

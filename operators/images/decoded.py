@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from operators.errors import RowError
-from operators.images.jpeg import plain_jpeg
-from operators.images.rgb import grey_depth, to_rgb
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.jpeg import plain_jpeg
+from labelmill.operators.images.rgb import grey_depth, to_rgb
 
 MAX_PIXELS = 178_956_970
 """What an image may have unless told otherwise: the limit above which Pillow calls a file a decompression bomb."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.columns.schemas import SIDES
+from labelmill.operators.columns.schemas import SIDES
 
 KINDS = ("missing", "spurious", "location", "class", "duplicate", "conflict", "invalid")
 """Kinds of label errors.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from operators.detections.sightings import Floats, Integers, Sightings, overlaps, shares_inside
-from operators.labels.findings import finding
+from labelmill.operators.detections.sightings import Floats, Integers, Sightings, overlaps, shares_inside
+from labelmill.operators.labels.findings import finding
 
 NEAR = 0.1
 """Boxes with a smaller IoU have nothing to do with each other: TIDE's border between `location` and background."""

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.detections.boxes import iou
-from operators.detections.crops import box_array, crop
-from operators.engines.embedding import encoder
-from operators.engines.embedding.encoder import class_texts
-from operators.engines.image_text_to_text import answerer
-from operators.engines.image_text_to_text.answerer import Reply
-from operators.errors import RowError
-from operators.images.decoded import DecodedImage
-from operators.models.card import Dtype, ModelCard
-from operators.ontology import Ontology
+from labelmill.operators.detections.boxes import iou
+from labelmill.operators.detections.crops import box_array, crop
+from labelmill.operators.engines.embedding import encoder
+from labelmill.operators.engines.embedding.encoder import class_texts
+from labelmill.operators.engines.image_text_to_text import answerer
+from labelmill.operators.engines.image_text_to_text.answerer import Reply
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.models.card import Dtype, ModelCard
+from labelmill.operators.ontology import Ontology
 
 MARGIN = 0.05
 """Shown around a box when it is named, as a share of its longer side: more, and neighbours would be named."""

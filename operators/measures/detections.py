@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from operators.detections.boxes import iou
-from operators.detections.sightings import shares_inside
+from labelmill.operators.detections.boxes import iou
+from labelmill.operators.detections.sightings import shares_inside
 
 Box = Mapping[str, Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from operators.measures.detections import bbox, match
+from labelmill.operators.measures.detections import bbox, match
 
 Box = tuple[float, float, float, float]
 

@@ -11,15 +11,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from operators.miniatures.catalogue import FEW, GOALS, README, SCENES, SCORES, TRAININGS, evaluate, table
-from operators.miniatures.training.scenes import Scenes, draw_scenes
+from labelmill.operators.miniatures.catalogue import FEW, GOALS, README, SCENES, SCORES, TRAININGS, evaluate, table
+from labelmill.operators.miniatures.training.scenes import Scenes, draw_scenes
 
 
 def main() -> None:
     """Train what is asked for, save its weights, measure it, and write the table of scores."""
     names = [training.name for training in TRAININGS]
     parser = argparse.ArgumentParser(
-        prog="python -m operators.miniatures",
+        prog="python -m labelmill.operators.miniatures",
         description="Train the miniatures on the drawn world and measure them. Ctrl-C stops; the same command goes on.",
         epilog="Delete the folder to start again. Weights go to operators/miniatures/weights, scores beside them.",
     )
@@ -54,7 +54,7 @@ def main() -> None:
 def _train(name: str, folder: Path, scenes: Path) -> None:
     import torch
 
-    from operators.miniatures.training.loop import save_half
+    from labelmill.operators.miniatures.training.loop import save_half
 
     torch.set_num_threads(1)  # Small models: more threads gain next to nothing, another training does.
     training = next(each for each in TRAININGS if each.name == name)
@@ -67,7 +67,16 @@ def _side_by_side(names: list[str], folder: Path, scenes: Path, jobs: int) -> bo
     """Train each in a process of its own, the longest first. Whether all came to their end."""
 
     def run(name: str) -> int:
-        command = [sys.executable, "-m", "operators.miniatures", name, "--folder", str(folder), "--scenes", str(scenes)]
+        command = [
+            sys.executable,
+            "-m",
+            "labelmill.operators.miniatures",
+            name,
+            "--folder",
+            str(folder),
+            "--scenes",
+            str(scenes),
+        ]
         return subprocess.run([*command, "--train"]).returncode
 
     with ThreadPoolExecutor(jobs) as pool:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from operators.miniatures.canvas import RGB, Pixels, look_up, mix, ramp, to_bytes
-from operators.miniatures.exact import blend, stretch, through, tone
-from operators.miniatures.shapes import ellipse
+from labelmill.operators.miniatures.canvas import RGB, Pixels, look_up, mix, ramp, to_bytes
+from labelmill.operators.miniatures.exact import blend, stretch, through, tone
+from labelmill.operators.miniatures.shapes import ellipse
 
 
 def background(width: int, height: int, rng: np.random.Generator) -> Pixels:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from operators.miniatures.objects import colours, kinds
+from labelmill.operators.miniatures.objects import colours, kinds
 
 FACE, SIGN = "face", "sign"
 NOTHING = "nothing"

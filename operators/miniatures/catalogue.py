@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from operators.models.card import ROOT, ModelCard, load_card
+from labelmill.operators.models.card import ROOT, ModelCard, load_card
 
 CARDS = ROOT / "conf" / "models"
 WEIGHTS = Path(__file__).parent / "weights"
@@ -40,7 +40,7 @@ class Training:
     @property
     def module(self) -> Any:
         """With `NAME`, `SCENES`, `PLAN` and `run`."""
-        return import_module(f"operators.miniatures.training.{self.name}")
+        return import_module(f"labelmill.operators.miniatures.training.{self.name}")
 
     def model_card(self) -> ModelCard:
         """The card, read."""
@@ -101,7 +101,7 @@ GOALS: dict[str, tuple[Goal, ...]] = {
 
 def evaluate(name: str, scenes: int = SCENES) -> dict[str, float]:
     """The scores of the committed weights, rounded to four decimals. `name` is a key of `GOALS`."""
-    module = import_module(f"operators.miniatures.evaluation.{name}")
+    module = import_module(f"labelmill.operators.miniatures.evaluation.{name}")
     card = next(training for training in TRAININGS if training.name.startswith(name))
     return {key: round(value, 4) for key, value in module.evaluate(card.model_card(), scenes).items()}
 

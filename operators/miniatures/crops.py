@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from operators.miniatures.backgrounds import background, photograph
-from operators.miniatures.canvas import Layer, Pixels, mean_colour
-from operators.miniatures.faces import draw_head
-from operators.miniatures.objects import draw, pairs
-from operators.miniatures.signs import print_sign
+from labelmill.operators.miniatures.backgrounds import background, photograph
+from labelmill.operators.miniatures.canvas import Layer, Pixels, mean_colour
+from labelmill.operators.miniatures.faces import draw_head
+from labelmill.operators.miniatures.objects import draw, pairs
+from labelmill.operators.miniatures.signs import print_sign
 
 
 def draw_object(kind: str, colour: str, rng: np.random.Generator, size: int = 64) -> Pixels:

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from operators.miniatures.canvas import Pixels
-from operators.miniatures.duplicates import crop_window
-from operators.miniatures.exact import tone
-from operators.miniatures.transforms import move, scaling
-from operators.miniatures.world import Scene
+from labelmill.operators.miniatures.canvas import Pixels
+from labelmill.operators.miniatures.duplicates import crop_window
+from labelmill.operators.miniatures.exact import tone
+from labelmill.operators.miniatures.transforms import move, scaling
+from labelmill.operators.miniatures.world import Scene
 
 DEFECTS = ("dark", "light", "blurry", "low_information", "grayscale", "odd_aspect_ratio", "odd_size")
 """Issues of images that can be read."""

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from operators.miniatures.backgrounds import jpeg_round_trip
-from operators.miniatures.canvas import Canvas, Pixels, palette
-from operators.miniatures.exact import Matrix, blend, through
-from operators.miniatures.shapes import ellipse, rounded
-from operators.miniatures.transforms import inside, mirroring, move, scaling, shifting, turning
-from operators.miniatures.world import MOST_HIDDEN, Scene
+from labelmill.operators.miniatures.backgrounds import jpeg_round_trip
+from labelmill.operators.miniatures.canvas import Canvas, Pixels, palette
+from labelmill.operators.miniatures.exact import Matrix, blend, through
+from labelmill.operators.miniatures.shapes import ellipse, rounded
+from labelmill.operators.miniatures.transforms import inside, mirroring, move, scaling, shifting, turning
+from labelmill.operators.miniatures.world import MOST_HIDDEN, Scene
 
 DUPLICATES = ("exact", "reencoded", "resized", "cropped", "recoloured", "rotated", "watermarked", "flipped")
 """Kinds of copies. ``exact`` has the same pixels; a ``flipped`` one is mirrored, which is a kind of its own: whether it

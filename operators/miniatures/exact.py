@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from operators.miniatures.canvas import Pixels, Points
+from labelmill.operators.miniatures.canvas import Pixels, Points
 
 Matrix = Points
 """float (2, 3): maps pixel edges (x, y, 1) of the old image to pixel edges (x, y) of the new one."""

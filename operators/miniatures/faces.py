@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from operators.miniatures.canvas import RGB, Canvas, Layer, Mask, Points, mix, palette, supersampling
-from operators.miniatures.shapes import ellipse
+from labelmill.operators.miniatures.canvas import RGB, Canvas, Layer, Mask, Points, mix, palette, supersampling
+from labelmill.operators.miniatures.shapes import ellipse
 
 SKIN, SHADE, WHITE, IRIS, PUPIL, HAIR, LINE, LIPS, FRAME, BLUSH = range(1, 11)
 

@@ -7,9 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from operators.miniatures.canvas import RGB, Canvas, Layer, Mask, Pixels, Points, mix, palette, ramp, supersampling
-from operators.miniatures.exact import stretch
-from operators.miniatures.shapes import (
+from labelmill.operators.miniatures.canvas import (
+    RGB,
+    Canvas,
+    Layer,
+    Mask,
+    Pixels,
+    Points,
+    mix,
+    palette,
+    ramp,
+    supersampling,
+)
+from labelmill.operators.miniatures.exact import stretch
+from labelmill.operators.miniatures.shapes import (
     ALT,
     BEAK,
     CORE,
@@ -24,8 +35,8 @@ from operators.miniatures.shapes import (
     Part,
     Sheet,
 )
-from operators.miniatures.shapes_made import MADE
-from operators.miniatures.shapes_natural import NATURAL
+from labelmill.operators.miniatures.shapes_made import MADE
+from labelmill.operators.miniatures.shapes_natural import NATURAL
 
 _DRAWINGS = {**MADE, **NATURAL}
 

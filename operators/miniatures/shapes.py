@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from operators.miniatures.canvas import Points
+from labelmill.operators.miniatures.canvas import Points
 
 # Roles. MAIN carries the object's colour and its pattern, ALT its second shade; the others keep to their own colours.
 EMPTY, MAIN, ALT, RIM, INK, GLASS, WOOD, LEAF, CREAM, BEAK, CORE = range(11)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from operators.miniatures.shapes import (
+from labelmill.operators.miniatures.shapes import (
     ALT,
     BEAK,
     CORE,

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from operators.miniatures.canvas import RGB, Canvas, Layer, Pixels, Points, look_up, mix, palette, ramp
-from operators.miniatures.exact import Matrix, Warp
-from operators.miniatures.shapes import ellipse, rounded
+from labelmill.operators.miniatures.canvas import RGB, Canvas, Layer, Pixels, Points, look_up, mix, palette, ramp
+from labelmill.operators.miniatures.exact import Matrix, Warp
+from labelmill.operators.miniatures.shapes import ellipse, rounded
 
 FONTS = (
     "DejaVuSans-Bold.ttf",

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from operators.miniatures.canvas import Mask, Pixels, Points, mask_box
-from operators.miniatures.exact import Matrix, Warp
-from operators.miniatures.faces import direction
-from operators.miniatures.world import Box, Face, Scene, SceneObject, Sign, Word, quad_box
+from labelmill.operators.miniatures.canvas import Mask, Pixels, Points, mask_box
+from labelmill.operators.miniatures.exact import Matrix, Warp
+from labelmill.operators.miniatures.faces import direction
+from labelmill.operators.miniatures.world import Box, Face, Scene, SceneObject, Sign, Word, quad_box
 
 LEAST_LEFT = 0.05
 """What keeps less than this share of its visible area is not counted as there any more."""

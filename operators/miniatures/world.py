@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from operators.miniatures.backgrounds import background, photograph
-from operators.miniatures.canvas import Layer, Mask, Pixels, Points, mask_box, mean_colour, overlap
-from operators.miniatures.captions import FACE, SIGN, Thing, caption, parse_caption
-from operators.miniatures.crops import draw_face, draw_object, draw_word
-from operators.miniatures.faces import draw_head
-from operators.miniatures.objects import HELD_OUT, STYLES, Drawn, colours, draw, kinds, pairs
-from operators.miniatures.signs import print_sign
-from operators.miniatures.words import WORDS, draw_text, held_out, vocabulary
+from labelmill.operators.miniatures.backgrounds import background, photograph
+from labelmill.operators.miniatures.canvas import Layer, Mask, Pixels, Points, mask_box, mean_colour, overlap
+from labelmill.operators.miniatures.captions import FACE, SIGN, Thing, caption, parse_caption
+from labelmill.operators.miniatures.crops import draw_face, draw_object, draw_word
+from labelmill.operators.miniatures.faces import draw_head
+from labelmill.operators.miniatures.objects import HELD_OUT, STYLES, Drawn, colours, draw, kinds, pairs
+from labelmill.operators.miniatures.signs import print_sign
+from labelmill.operators.miniatures.words import WORDS, draw_text, held_out, vocabulary
 
 __all__ = [
     "HELD_OUT", "STYLES", "WORDS", "Face", "Scene", "SceneObject", "Sign", "Word", "World", "caption", "colours",

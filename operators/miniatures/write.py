@@ -28,12 +28,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from operators.miniatures.canvas import Pixels
-from operators.miniatures.captions import FACE, SIGN
-from operators.miniatures.defects import BROKEN, DEFECTS, break_file, spoil
-from operators.miniatures.duplicates import DUPLICATES, duplicate
-from operators.miniatures.objects import kinds
-from operators.miniatures.world import Scene, World
+from labelmill.operators.miniatures.canvas import Pixels
+from labelmill.operators.miniatures.captions import FACE, SIGN
+from labelmill.operators.miniatures.defects import BROKEN, DEFECTS, break_file, spoil
+from labelmill.operators.miniatures.duplicates import DUPLICATES, duplicate
+from labelmill.operators.miniatures.objects import kinds
+from labelmill.operators.miniatures.world import Scene, World
 
 CATEGORIES = (*kinds(), FACE, SIGN)
 """COCO categories in order; ids start at 1."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from operators.errors import OperatorError
+from labelmill.operators.errors import OperatorError
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 """Arithmetic of the model. `auto` is float32 on a CPU and float16 on a GPU."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from operators.models.card import Dtype, ModelCard
+from labelmill.operators.models.card import Dtype, ModelCard
 
 if TYPE_CHECKING:
     import torch

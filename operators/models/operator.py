@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from operators.base import ImageOperator, Needs, OperatorParams, tuning
-from operators.models.card import Dtype, ModelCard
-from operators.models.weights import verify
+from labelmill.operators.base import ImageOperator, Needs, OperatorParams, tuning
+from labelmill.operators.models.card import Dtype, ModelCard
+from labelmill.operators.models.weights import verify
 
 LIBRARIES = {
-    "open_clip": ("torch", "operators.engines.embedding.open_clip_library"),
+    "open_clip": ("torch", "labelmill.operators.engines.embedding.open_clip_library"),
     "transformers": ("torch", "transformers"),
     "segment_anything": ("torch", "segment_anything"),
     "doctr": ("torch", "doctr.models"),

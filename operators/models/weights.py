@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from operators.models.card import ModelCard, ModelError, Weights, file_sha256, local_paths
+from labelmill.operators.models.card import ModelCard, ModelError, Weights, file_sha256, local_paths
 
 if TYPE_CHECKING:
     import torch

@@ -8,9 +8,9 @@ from heapq import heapify, heappop, heapreplace
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.columns.image_classes import ImageClasses
-from operators.columns.rows import spans
-from operators.sampling.farthest_point import FarthestPoints
+from labelmill.operators.columns.image_classes import ImageClasses
+from labelmill.operators.columns.rows import spans
+from labelmill.operators.sampling.farthest_point import FarthestPoints
 
 Rows = NDArray[np.int64]
 

@@ -19,7 +19,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.columns.vectors import Vectors
+from labelmill.operators.columns.vectors import Vectors
 
 POOL = 2_048
 """Candidates whose distances are kept exact: 4 MB of float32 at 512 dimensions."""

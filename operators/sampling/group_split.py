@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.sampling.seeded import key_bytes
+from labelmill.operators.sampling.seeded import key_bytes
 
 Numbers = NDArray[np.int64]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.columns.rows import spans
+from labelmill.operators.columns.rows import spans
 
 _EXACT = 1e-6
 """Shares of counts are figures such as 0.1 × 30 = 3.0000000000000004."""

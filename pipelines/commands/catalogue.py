@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from operators.base import DatasetOperator, ImageOperator, Operator, OperatorParams
-from operators.registry import UnknownOperator, find, names
-from operators.wording import counted
-from pipelines.errors import UserError
+from labelmill.operators.base import DatasetOperator, ImageOperator, Operator, OperatorParams
+from labelmill.operators.registry import UnknownOperator, find, names
+from labelmill.operators.wording import counted
+from labelmill.pipelines.errors import UserError
 
 
 def _kind(cls: type[Operator]) -> str:
@@ -133,8 +133,8 @@ def print_operator(described: dict[str, Any], console: Console) -> None:
 
 def list_models() -> list[dict[str, Any]]:
     """Every model card, with whether its weights are on this machine. A card that is wrong says why."""
-    from operators.models.weights import available
-    from pipelines.config.cards import card_files, find_card
+    from labelmill.operators.models.weights import available
+    from labelmill.pipelines.config.cards import card_files, find_card
 
     listed: list[dict[str, Any]] = []
     for name, path in card_files().items():
@@ -196,9 +196,9 @@ def pull_models(names: list[str], console: Console) -> list[dict[str, Any]]:
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    from operators.models.card import ModelError
-    from operators.models.weights import pull
-    from pipelines.config.cards import find_card
+    from labelmill.operators.models.card import ModelError
+    from labelmill.operators.models.weights import pull
+    from labelmill.pipelines.config.cards import find_card
 
     cards = [find_card(name) for name in names]
     pulled: list[dict[str, Any]] = []
@@ -242,7 +242,7 @@ def draw_world(out: Path, images: int, seed: int, console: Console) -> dict[str,
     """
     from rich.progress import Progress
 
-    from operators.miniatures.write import write_world
+    from labelmill.operators.miniatures.write import write_world
 
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another directory")

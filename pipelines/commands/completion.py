@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from operators.registry import BUILT_IN, names, step_name
+from labelmill.operators.registry import BUILT_IN, names, step_name
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
@@ -52,7 +52,7 @@ def operators(typed: str) -> list[str]:
 
 def model_cards(typed: str) -> list[tuple[str, str]]:
     """Model cards, with the first words of their first comment."""
-    from pipelines.config.cards import card_files
+    from labelmill.pipelines.config.cards import card_files
 
     return [(name, _about(path)) for name, path in sorted(card_files().items()) if name.startswith(typed)]
 

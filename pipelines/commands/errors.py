@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import AsJson, RunArgument, run_folder, show, user_errors
+from labelmill.pipelines.commands.options import AsJson, RunArgument, run_folder, show, user_errors
 
 
 @user_errors
@@ -28,9 +28,9 @@ def errors(
 
     Writes a contact sheet of them, the likeliest first.
     """
-    from pipelines.label_errors.collect import list_label_errors
-    from pipelines.label_errors.print import print_label_errors
-    from pipelines.label_errors.sheet import write_sheet
+    from labelmill.pipelines.label_errors.collect import list_label_errors
+    from labelmill.pipelines.label_errors.print import print_label_errors
+    from labelmill.pipelines.label_errors.sheet import write_sheet
 
     found = list_label_errors(run_folder(run), top, kind or (), least, out)
     found["sheet"] = write_sheet(found) if found["errors"] else None

@@ -7,13 +7,21 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import AsJson, RunArgument, RunFolder, RunRequired, run_folder, show, user_errors
+from labelmill.pipelines.commands.options import (
+    AsJson,
+    RunArgument,
+    RunFolder,
+    RunRequired,
+    run_folder,
+    show,
+    user_errors,
+)
 
 
 @user_errors
 def status(run: RunArgument = None, as_json: AsJson = False) -> None:
     """Show how far a run is and what became of its images."""
-    from pipelines.inspection.status import print_status, status_of
+    from labelmill.pipelines.inspection.status import print_status, status_of
 
     found = status_of(run_folder(run))
     show(found, as_json, print_status)
@@ -28,8 +36,8 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Tell one image's whole story: every step and decision, and why."""
-    from pipelines.inspection.explain import print_explanation
-    from pipelines.run_folder.image_story import explain_image
+    from labelmill.pipelines.inspection.explain import print_explanation
+    from labelmill.pipelines.run_folder.image_story import explain_image
 
     story = explain_image(run_folder(run), key)
     show(story, as_json, print_explanation, default=str)
@@ -62,9 +70,9 @@ def evaluate(
 
     Compares labels, masks, words, gaze, captions, duplicates and bad images with what the truth has of them.
     """
-    from pipelines.errors import UserError
-    from pipelines.evaluation.evaluate import Calibration, evaluate_run
-    from pipelines.evaluation.print import print_evaluation
+    from labelmill.pipelines.errors import UserError
+    from labelmill.pipelines.evaluation.evaluate import Calibration, evaluate_run
+    from labelmill.pipelines.evaluation.print import print_evaluation
 
     if precision is not None and calibrate is None:
         raise UserError("--precision says what --calibrate should look for: give both")
@@ -91,9 +99,9 @@ def search(
 
     Prints their keys and writes a contact sheet. The run must have an `embed` step.
     """
-    from pipelines.search.contact_sheet import write_contact_sheet
-    from pipelines.search.print import print_search
-    from pipelines.search.search import Query, search_run
+    from labelmill.pipelines.search.contact_sheet import write_contact_sheet
+    from labelmill.pipelines.search.print import print_search
+    from labelmill.pipelines.search.search import Query, search_run
 
     found = search_run(run_folder(run), Query(text, image, key), top, everything, step)
     found["sheet"] = write_contact_sheet(found)

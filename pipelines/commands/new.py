@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import user_errors
+from labelmill.pipelines.commands.options import user_errors
 
 
 def in_terminal() -> bool:
@@ -53,9 +53,9 @@ def new(
     Each question is also an option. The file is commented and passes `labelmill check`. No file is overwritten
     unless you say so.
     """
-    from pipelines.errors import UserError
-    from pipelines.new.questions import Given, answers_of
-    from pipelines.new.write import pipeline_text
+    from labelmill.pipelines.errors import UserError
+    from labelmill.pipelines.new.questions import Given, answers_of
+    from labelmill.pipelines.new.write import pipeline_text
 
     terminal = in_terminal()
     answers = answers_of(Given(source, kind, want, classes, export, gpu, yes, terminal))
@@ -75,8 +75,8 @@ def new(
 
 
 def _say_next(path: Path, cards: list[str]) -> None:
-    from operators.models.weights import available
-    from pipelines.config.cards import find_card
+    from labelmill.operators.models.weights import available
+    from labelmill.pipelines.config.cards import find_card
 
     missing = [card for card in cards if not available(find_card(card))]
     name = shlex.quote(str(path))

@@ -15,13 +15,13 @@ import typer
 
 
 def _pipeline_files(incomplete: str) -> list[str]:
-    from pipelines.commands.completion import pipeline_files
+    from labelmill.pipelines.commands.completion import pipeline_files
 
     return pipeline_files(incomplete)
 
 
 def _keys_to_set(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    from pipelines.commands.completion import keys_to_set
+    from labelmill.pipelines.commands.completion import keys_to_set
 
     # Behind a `--set` that still lacks its value, arguments are left unparsed.
     named = [context.params.get("pipeline"), *context.args]
@@ -29,19 +29,19 @@ def _keys_to_set(context: typer.Context, incomplete: str) -> list[tuple[str, str
 
 
 def _run_folders(incomplete: str) -> list[str]:
-    from pipelines.commands.completion import run_folders
+    from labelmill.pipelines.commands.completion import run_folders
 
     return run_folders(incomplete)
 
 
 def _operators(incomplete: str) -> list[str]:
-    from pipelines.commands.completion import operators
+    from labelmill.pipelines.commands.completion import operators
 
     return operators(incomplete)
 
 
 def _model_cards(incomplete: str) -> list[tuple[str, str]]:
-    from pipelines.commands.completion import model_cards
+    from labelmill.pipelines.commands.completion import model_cards
 
     return model_cards(incomplete)
 
@@ -132,8 +132,8 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from operators.secrets import hide
-        from pipelines.errors import UserError
+        from labelmill.operators.secrets import hide
+        from labelmill.pipelines.errors import UserError
 
         try:
             return command(*args, **kwargs)
@@ -201,9 +201,9 @@ def show(
 
 def run_folder(given: str | None) -> str:
     """The run that was named, or the newest one below runs/."""
-    from pipelines.errors import UserError, nearest
-    from pipelines.run_folder.reopen import PIPELINE_FILE
-    from pipelines.run_folder.store import Store
+    from labelmill.pipelines.errors import UserError, nearest
+    from labelmill.pipelines.run_folder.reopen import PIPELINE_FILE
+    from labelmill.pipelines.run_folder.store import Store
 
     found = sorted(Path("runs").glob(f"*/{PIPELINE_FILE}"), key=lambda path: path.stat().st_mtime)
     if given is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import RunArgument, console, run_folder, user_errors
+from labelmill.pipelines.commands.options import RunArgument, console, run_folder, user_errors
 
 
 @user_errors
@@ -31,7 +31,7 @@ def report(
     """
     from rich.progress import Progress
 
-    from pipelines.report.write import write_report
+    from labelmill.pipelines.report.write import write_report
 
     folder = run_folder(run)
     with Progress(console=console(stderr=True), transient=True) as progress:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import AsJson, RunFolder, run_folder, show, user_errors
+from labelmill.pipelines.commands.options import AsJson, RunFolder, run_folder, show, user_errors
 
 
 @user_errors
@@ -27,8 +27,8 @@ def export(
 
     The models' labels are filled in.
     """
-    from pipelines.review.export import export_review
-    from pipelines.review.print import print_exported
+    from labelmill.pipelines.review.export import export_review
+    from labelmill.pipelines.review.print import print_exported
 
     found = export_review(run_folder(run), to, out, images, random, seed)
     show(found, as_json, print_exported)
@@ -47,8 +47,8 @@ def import_(
 
     Says how right the models' labels are.
     """
-    from pipelines.review.collect import import_review
-    from pipelines.review.print import print_imported
+    from labelmill.pipelines.review.collect import import_review
+    from labelmill.pipelines.review.print import print_imported
 
     found = import_review(file, run_folder(run), reviewer)
     show(found, as_json, print_imported)

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from operators.wording import counted
-from pipelines.commands.options import (
+from labelmill.operators.wording import counted
+from labelmill.pipelines.commands.options import (
     Address,
     AsJson,
     GpuMemory,
@@ -67,15 +67,15 @@ def run(
     The exit status is 0 when every image has an outcome; 3 when some are undone, which the same command does next time;
     2 when something is to be mended first; 1 when the run was stopped.
     """
-    from operators.applying.patience import Limits
-    from operators.applying.results import ContractError
-    from operators.secrets import hide
-    from pipelines.config.pipeline import load_pipeline
-    from pipelines.engine.local import end_early, prepare, start_early
-    from pipelines.engine.outages import EXIT_UNDONE, undone_line
-    from pipelines.engine.terminal import TerminalReporter
-    from pipelines.run import Options
-    from pipelines.run import run as run_pipeline
+    from labelmill.operators.applying.patience import Limits
+    from labelmill.operators.applying.results import ContractError
+    from labelmill.operators.secrets import hide
+    from labelmill.pipelines.config.pipeline import load_pipeline
+    from labelmill.pipelines.engine.local import end_early, prepare, start_early
+    from labelmill.pipelines.engine.outages import EXIT_UNDONE, undone_line
+    from labelmill.pipelines.engine.terminal import TerminalReporter
+    from labelmill.pipelines.run import Options
+    from labelmill.pipelines.run import run as run_pipeline
 
     if inline + local + ray > 1 or (address and (inline or local)):
         raise typer.BadParameter("--inline, --local and --ray (or --address) say where to run; give one of them")
@@ -128,9 +128,9 @@ def check(pipeline: PipelineFile, set_: Overrides = None, strict: Strict = False
     Looks also whether weights and source are here, and what labels the source has, unless it is remote. Decodes no
     image and starts nothing. With --json the mistakes found are printed as JSON too.
     """
-    from pipelines.config.pipeline import load_pipeline
-    from pipelines.errors import ConfigError
-    from pipelines.inspection.look import look_at
+    from labelmill.pipelines.config.pipeline import load_pipeline
+    from labelmill.pipelines.errors import ConfigError
+    from labelmill.pipelines.inspection.look import look_at
 
     try:
         loaded = load_pipeline(pipeline, set_)
@@ -183,8 +183,8 @@ def plan(
 
     Tells each step, how much of it is done already, and how the rest is placed on this machine or on another cluster.
     """
-    from pipelines.config.pipeline import load_pipeline
-    from pipelines.inspection.plan import plan_of, print_plan
+    from labelmill.pipelines.config.pipeline import load_pipeline
+    from labelmill.pipelines.inspection.plan import plan_of, print_plan
 
     planned = plan_of(load_pipeline(pipeline, set_), workers, resources, gpu_memory)
     show(planned, as_json, print_plan)

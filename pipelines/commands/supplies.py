@@ -8,13 +8,18 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import AsJson, CardNames, OperatorName, console, show, user_errors
+from labelmill.pipelines.commands.options import AsJson, CardNames, OperatorName, console, show, user_errors
 
 
 @user_errors
 def ops(name: OperatorName = None, as_json: AsJson = False) -> None:
     """List the operators, or show one: what it does, its parameters."""
-    from pipelines.commands.catalogue import describe_operator, list_operators, print_operator, print_operators
+    from labelmill.pipelines.commands.catalogue import (
+        describe_operator,
+        list_operators,
+        print_operator,
+        print_operators,
+    )
 
     if name is None:
         listed = list_operators()
@@ -29,7 +34,7 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
     """List the model cards and whether their weights are on this machine."""
     if context.invoked_subcommand is not None:
         return
-    from pipelines.commands.catalogue import list_models, print_models
+    from labelmill.pipelines.commands.catalogue import list_models, print_models
 
     listed = list_models()
     show(listed, as_json, print_models)
@@ -38,7 +43,7 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
 @user_errors
 def pull(cards: CardNames, as_json: AsJson = False) -> None:
     """Download the weights of model cards, and verify them."""
-    from pipelines.commands.catalogue import pull_models
+    from labelmill.pipelines.commands.catalogue import pull_models
 
     pulled = pull_models(cards, console(stderr=as_json))
     if as_json:
@@ -56,7 +61,7 @@ def world(
 
     Objects with boxes and masks, words, faces, captions, duplicates and bad images. The same seed draws the same.
     """
-    from pipelines.commands.catalogue import draw_world
+    from labelmill.pipelines.commands.catalogue import draw_world
 
     drawn = draw_world(out, images, seed, console(stderr=as_json))
     if as_json:

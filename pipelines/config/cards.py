@@ -6,10 +6,10 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.errors import UserError, nearest
+from labelmill.pipelines.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from operators.models.card import ModelCard
+    from labelmill.operators.models.card import ModelCard
 
 
 def card_folders() -> list[Path]:
@@ -37,7 +37,7 @@ def find_card(name: str) -> ModelCard:
     Raises:
         UserError: There is none of that name, or it is not a valid card.
     """
-    from operators.models.card import load_card
+    from labelmill.operators.models.card import load_card
 
     if name.endswith((".yaml", ".yml")):
         path = Path(name)

@@ -9,20 +9,20 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from operators.base import Operator
-from operators.errors import OperatorError
-from operators.ontology import Ontology
-from operators.registry import UnknownOperator, find, step_name
-from operators.secrets import keep_options, plain_options
-from pipelines.config.cards import find_card
-from pipelines.config.validation import classes_of, validation_problems
-from pipelines.config.yaml_file import TOP_LEVEL, KeyPath, YamlFile, expand, read_yaml, with_references
-from pipelines.errors import ConfigError, UserError, nearest
-from pipelines.exports import EXPORT_NAMES, exporter
-from pipelines.exports.columns import COLUMNS, ExportColumns, column_problem, missing_column
-from pipelines.sources.spec import SourceSpec
-from pipelines.sources.uri import has_user
-from pipelines.steps import ColumnError, Step, chain
+from labelmill.operators.base import Operator
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.ontology import Ontology
+from labelmill.operators.registry import UnknownOperator, find, step_name
+from labelmill.operators.secrets import keep_options, plain_options
+from labelmill.pipelines.config.cards import find_card
+from labelmill.pipelines.config.validation import classes_of, validation_problems
+from labelmill.pipelines.config.yaml_file import TOP_LEVEL, KeyPath, YamlFile, expand, read_yaml, with_references
+from labelmill.pipelines.errors import ConfigError, UserError, nearest
+from labelmill.pipelines.exports import EXPORT_NAMES, exporter
+from labelmill.pipelines.exports.columns import COLUMNS, ExportColumns, column_problem, missing_column
+from labelmill.pipelines.sources.spec import SourceSpec
+from labelmill.pipelines.sources.uri import has_user
+from labelmill.pipelines.steps import ColumnError, Step, chain
 
 STEP_NAME = re.compile(r"[a-z][a-z0-9_]*")
 RESERVED = ("source", "decision", "image_id", "key")
@@ -266,7 +266,7 @@ def _check_columns(file: YamlFile, steps: list[Step], columns: ExportColumns, ex
 
 def _build(file: YamlFile, draft: Draft, ontology: Ontology | None, problems: list[str]) -> Operator | None:
     """The operator of a step, with names of model cards and the pipeline's ontology put in."""
-    from operators.models.card import ModelCard
+    from labelmill.operators.models.card import ModelCard
 
     cls = find(draft.operator)
     params = dict(draft.params)

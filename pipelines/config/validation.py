@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from pipelines.config.yaml_file import KeyPath, YamlFile
-from pipelines.errors import nearest
+from labelmill.pipelines.config.yaml_file import KeyPath, YamlFile
+from labelmill.pipelines.errors import nearest
 
 
 def validation_problems(file: YamlFile, path: KeyPath, error: ValidationError, model: type[BaseModel]) -> list[str]:

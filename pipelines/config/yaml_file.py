@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from operators.secrets import PLAIN, hide, keep_secret
-from pipelines.errors import ConfigError, UserError, nearest
+from labelmill.operators.secrets import PLAIN, hide, keep_secret
+from labelmill.pipelines.errors import ConfigError, UserError, nearest
 
 KeyPath = tuple[str | int, ...]
 
@@ -279,7 +279,7 @@ TOP_LEVEL = ("name", "source", "output", "ontology", "steps", "export", "shard_s
 
 def step_label(step: Any) -> str:
     """The name a step goes by: its `as`, else that of its operator."""
-    from operators.registry import step_name
+    from labelmill.operators.registry import step_name
 
     if isinstance(step, str):
         return step_name(step)
@@ -290,7 +290,7 @@ def step_label(step: Any) -> str:
 
 def expand(operator: str, value: Any) -> dict[str, Any]:
     """``keep: "x > 1"`` → ``{where: "x > 1"}`` for operators whose Params name a shorthand."""
-    from operators.registry import find
+    from labelmill.operators.registry import find
 
     shorthand = getattr(find(operator).Params, "shorthand", None)
     if shorthand is None:

@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from operators.applying.results import join_result
-from operators.base import DatasetOperator, TableResult, Tasks
-from pipelines.engine.outages import stopped
-from pipelines.engine.provisional import is_provisional
-from pipelines.engine.receipts import OnNews, Receipt, Working, receipt_of
-from pipelines.engine.work import PARTIAL_SECONDS, load
-from pipelines.run_folder.layout import Layout, active_rows, column_of
-from pipelines.run_folder.shards import read_shard
-from pipelines.run_folder.store import TEMPORARY
-from pipelines.steps import Step
+from labelmill.operators.applying.results import join_result
+from labelmill.operators.base import DatasetOperator, TableResult, Tasks
+from labelmill.pipelines.engine.outages import stopped
+from labelmill.pipelines.engine.provisional import is_provisional
+from labelmill.pipelines.engine.receipts import OnNews, Receipt, Working, receipt_of
+from labelmill.pipelines.engine.work import PARTIAL_SECONDS, load
+from labelmill.pipelines.run_folder.layout import Layout, active_rows, column_of
+from labelmill.pipelines.run_folder.shards import read_shard
+from labelmill.pipelines.run_folder.store import TEMPORARY
+from labelmill.pipelines.steps import Step
 
 GENERATION = b"labelmill.generation"
 

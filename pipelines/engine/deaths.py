@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.errors import UserError
+from labelmill.pipelines.errors import UserError
 
 RETRIES = 4
 """How often a shard, a dataset step or a part of one is given to another worker after one died on it."""

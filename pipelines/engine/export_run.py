@@ -13,22 +13,29 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.columns.schemas import DETECTIONS
-from operators.images.decoded import image_size
-from operators.ontology import Ontology
-from pipelines.config.pipeline import Export, Pipeline
-from pipelines.errors import UserError
-from pipelines.exports import exporter
-from pipelines.exports.base import Exporter
-from pipelines.exports.columns import export_labels, find_column, made_of_source, models_used, raw_problem, raw_step
-from pipelines.exports.dataset import Dataset, ExportError, ExportImage
-from pipelines.exports.files import Output
-from pipelines.run_folder.layout import Layout, column_of
-from pipelines.run_folder.outcomes import outcomes
-from pipelines.run_folder.shards import read_shard
-from pipelines.run_folder.store import TEMPORARY
-from pipelines.sources import Fetcher
-from pipelines.steps import ColumnError, Input, Step, resolve
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.images.decoded import image_size
+from labelmill.operators.ontology import Ontology
+from labelmill.pipelines.config.pipeline import Export, Pipeline
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.exports import exporter
+from labelmill.pipelines.exports.base import Exporter
+from labelmill.pipelines.exports.columns import (
+    export_labels,
+    find_column,
+    made_of_source,
+    models_used,
+    raw_problem,
+    raw_step,
+)
+from labelmill.pipelines.exports.dataset import Dataset, ExportError, ExportImage
+from labelmill.pipelines.exports.files import Output
+from labelmill.pipelines.run_folder.layout import Layout, column_of
+from labelmill.pipelines.run_folder.outcomes import outcomes
+from labelmill.pipelines.run_folder.shards import read_shard
+from labelmill.pipelines.run_folder.store import TEMPORARY
+from labelmill.pipelines.sources import Fetcher
+from labelmill.pipelines.steps import ColumnError, Input, Step, resolve
 
 MARKER = "export.json"
 
@@ -230,7 +237,7 @@ def _optional(column: str, steps: tuple[Step, ...]) -> Input | None:
 
 
 def _measure(data: bytes) -> tuple[int, int, str]:
-    from operators.images.decoded import image_format
+    from labelmill.operators.images.decoded import image_format
 
     width, height = image_size(data)
     return width, height, image_format(data)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from operators.applying.apply import THREADS
-from pipelines.engine.dataset_steps import run_dataset_step
-from pipelines.engine.receipts import OnNews
-from pipelines.engine.work import ShardWorker, use_threads
-from pipelines.run_folder.layout import Layout
-from pipelines.sources import Fetcher
-from pipelines.steps import Step
+from labelmill.operators.applying.apply import THREADS
+from labelmill.pipelines.engine.dataset_steps import run_dataset_step
+from labelmill.pipelines.engine.receipts import OnNews
+from labelmill.pipelines.engine.work import ShardWorker, use_threads
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.sources import Fetcher
+from labelmill.pipelines.steps import Step
 
 
 def run_segment(

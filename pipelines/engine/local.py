@@ -22,24 +22,24 @@ from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import Any
 
-from pipelines.engine.deaths import RETRIES, died_too_often
-from pipelines.engine.local_worker import CAN_FORK
-from pipelines.engine.outages import AcceleratorLost
-from pipelines.engine.placement import Phase
-from pipelines.engine.receipts import OnNews
-from pipelines.engine.resources import Resources
-from pipelines.engine.spread import Pool
-from pipelines.errors import UserError
-from pipelines.run_folder.layout import Layout
-from pipelines.sources import Fetcher
-from pipelines.steps import Step
+from labelmill.pipelines.engine.deaths import RETRIES, died_too_often
+from labelmill.pipelines.engine.local_worker import CAN_FORK
+from labelmill.pipelines.engine.outages import AcceleratorLost
+from labelmill.pipelines.engine.placement import Phase
+from labelmill.pipelines.engine.receipts import OnNews
+from labelmill.pipelines.engine.resources import Resources
+from labelmill.pipelines.engine.spread import Pool
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.sources import Fetcher
+from labelmill.pipelines.steps import Step
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """What keeps libraries from starting threads while they are imported; a dataset step raises it for itself."""
 
 COMMON = [
-    *("numpy", "pyarrow.parquet", "PIL.Image", "threadpoolctl", "fsspec", "operators.applying.apply"),
-    *("pipelines.engine.work", "pipelines.engine.dataset_steps"),
+    *("numpy", "pyarrow.parquet", "PIL.Image", "threadpoolctl", "fsspec", "labelmill.operators.applying.apply"),
+    *("labelmill.pipelines.engine.work", "labelmill.pipelines.engine.dataset_steps"),
 ]
 """What every worker imports."""
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from pipelines.run_folder.layout import Layout
-    from pipelines.sources import Fetcher
+    from labelmill.pipelines.run_folder.layout import Layout
+    from labelmill.pipelines.sources import Fetcher
 
 CAN_FORK = sys.platform == "linux"
 
@@ -119,15 +119,15 @@ def _work(parent: Connection, job: bytes, role: dict[str, Any], environment: dic
 
 
 def _shards(layout: Layout, fetch: Fetcher, role: dict[str, Any]) -> Callable[[Any, Any], Any]:
-    from pipelines.engine.work import ShardWorker, use_threads
+    from labelmill.pipelines.engine.work import ShardWorker, use_threads
 
     use_threads()
     return ShardWorker(layout, role["positions"], fetch, role["threads"]).run
 
 
 def _dataset_step(layout: Layout, role: dict[str, Any]) -> Callable[[Any, Any], Any]:
-    from pipelines.engine.dataset_steps import run_dataset_step
-    from pipelines.engine.work import use_threads
+    from labelmill.pipelines.engine.dataset_steps import run_dataset_step
+    from labelmill.pipelines.engine.work import use_threads
 
     use_threads(role["cpus"])
     return lambda shards, tell: run_dataset_step(layout, layout.steps[role["step"]], shards, tell)

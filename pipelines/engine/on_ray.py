@@ -21,21 +21,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.applying.results import ContractError
-from operators.registry import is_built_in
-from pipelines.engine.dataset_steps import run_dataset_step
-from pipelines.engine.deaths import RETRIES, died_too_often
-from pipelines.engine.outages import AcceleratorLost
-from pipelines.engine.placement import Phase
-from pipelines.engine.ray_news import Teller, Watch, collected
-from pipelines.engine.ray_tasks import RayTasks
-from pipelines.engine.receipts import OnNews
-from pipelines.engine.spread import Pool
-from pipelines.engine.work import ShardWorker, use_threads
-from pipelines.errors import UserError
-from pipelines.run_folder.layout import Layout
-from pipelines.sources import Fetcher
-from pipelines.steps import Step
+from labelmill.operators.applying.results import ContractError
+from labelmill.operators.registry import is_built_in
+from labelmill.pipelines.engine.dataset_steps import run_dataset_step
+from labelmill.pipelines.engine.deaths import RETRIES, died_too_often
+from labelmill.pipelines.engine.outages import AcceleratorLost
+from labelmill.pipelines.engine.placement import Phase
+from labelmill.pipelines.engine.ray_news import Teller, Watch, collected
+from labelmill.pipelines.engine.ray_tasks import RayTasks
+from labelmill.pipelines.engine.receipts import OnNews
+from labelmill.pipelines.engine.spread import Pool
+from labelmill.pipelines.engine.work import ShardWorker, use_threads
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.sources import Fetcher
+from labelmill.pipelines.steps import Step
 
 FOR_EVER = -1
 """What Ray is told of retries of a shard. It counts the seconds in which a lost node is not yet known to be lost as so

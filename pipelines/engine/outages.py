@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from operators.applying.patience import StopError
-from operators.moment import Kind, kind_of
-from operators.wording import counted
-from pipelines.errors import UserError
-from pipelines.steps import Step
+from labelmill.operators.applying.patience import StopError
+from labelmill.operators.moment import Kind, kind_of
+from labelmill.operators.wording import counted
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.steps import Step
 
 KEPT = "What was finished is kept"
 

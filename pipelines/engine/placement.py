@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from operators.base import Needs
-from pipelines.engine.resources import Resources as Resources
-from pipelines.engine.spread import BASE_GB, CUDA_GB, MEMORY_SHARE, Group, spread
-from pipelines.engine.spread import Pool as Pool
-from pipelines.errors import UserError
-from pipelines.steps import Step
+from labelmill.operators.base import Needs
+from labelmill.pipelines.engine.resources import Resources as Resources
+from labelmill.pipelines.engine.spread import BASE_GB, CUDA_GB, MEMORY_SHARE, Group, spread
+from labelmill.pipelines.engine.spread import Pool as Pool
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.steps import Step
 
 DECODE_SECONDS = 0.003
 """CPU seconds to decode an image of 640×480 (369 JPEGs a second on one core, measured); once for each pool."""

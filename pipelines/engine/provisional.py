@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from operators.applying.results import DECISION_FIELDS, RowValue, step_schema, step_table
-from operators.base import Decision, Operator
-from pipelines.run_folder.layout import Layout
-from pipelines.steps import Step
+from labelmill.operators.applying.results import DECISION_FIELDS, RowValue, step_schema, step_table
+from labelmill.operators.base import Decision, Operator
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.steps import Step
 
 DECISION = "decision"
 

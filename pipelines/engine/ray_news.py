@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from typing import Any
 
-from pipelines.engine.receipts import News, OnNews, Partial
-from pipelines.errors import UserError
+from labelmill.pipelines.engine.receipts import News, OnNews, Partial
+from labelmill.pipelines.errors import UserError
 
 SILENT_SECONDS = 600.0
 """A run in which no worker has been heard of for so long is stopped: none is left, or none has been started."""

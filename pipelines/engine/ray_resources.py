@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from pipelines.engine.resources import GPU_MEMORY, Node, Resources, smallest_gpu_gb, stated_gpu_memory
-from pipelines.errors import UserError
-from pipelines.steps import Step
+from labelmill.pipelines.engine.resources import GPU_MEMORY, Node, Resources, smallest_gpu_gb, stated_gpu_memory
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.steps import Step
 
 ASKING_SECONDS = 300.0
 """How long a node may take to tell of its GPUs: torch is imported there."""

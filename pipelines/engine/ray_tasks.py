@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pipelines.engine.deaths import RETRIES
-from pipelines.engine.work import use_threads
+from labelmill.pipelines.engine.deaths import RETRIES
+from labelmill.pipelines.engine.work import use_threads
 
 
 class RayTasks:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
-from pipelines.steps import Step
+from labelmill.pipelines.steps import Step
 
 
 @dataclass(frozen=True, slots=True)

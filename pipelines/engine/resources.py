@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.errors import UserError, nearest
+from labelmill.pipelines.errors import UserError, nearest
 
 GPU_MEMORY = "LABELMILL_GPU_MEMORY_GB"
 """The environment variable that states a GPU's memory in GB. Where it does, no driver is asked."""

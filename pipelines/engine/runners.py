@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from operators.applying.patience import Limits
-from operators.wording import counted
-from pipelines.engine.placement import Phase, place
-from pipelines.engine.receipts import News, OnNews
-from pipelines.engine.resources import Resources, resources_here
-from pipelines.run_folder.layout import Layout
-from pipelines.run_folder.shards import Intake
-from pipelines.sources import Fetcher
-from pipelines.steps import Step
+from labelmill.operators.applying.patience import Limits
+from labelmill.operators.wording import counted
+from labelmill.pipelines.engine.placement import Phase, place
+from labelmill.pipelines.engine.receipts import News, OnNews
+from labelmill.pipelines.engine.resources import Resources, resources_here
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.run_folder.shards import Intake
+from labelmill.pipelines.sources import Fetcher
+from labelmill.pipelines.steps import Step
 
 
 class Reporter(Protocol):
@@ -111,20 +111,20 @@ def runner_for(options: Options, steps: Sequence[Step], shards: int, reporter: R
 
 
 def _no_early_processes() -> None:
-    from pipelines.engine.local import end_early
+    from labelmill.pipelines.engine.local import end_early
 
     end_early()
 
 
 def _inline(segment: Segment) -> None:
-    from pipelines.engine.inline import run_segment
+    from labelmill.pipelines.engine.inline import run_segment
 
     run_segment(segment.layout, segment.steps, segment.shards, segment.everything, segment.fetch, segment.on_news)
 
 
 @contextmanager
 def _local(options: Options, resources: Resources, reporter: Reporter) -> Iterator[Runner]:
-    from pipelines.engine.local import local_session
+    from labelmill.pipelines.engine.local import local_session
 
     with local_session() as processes:
         told = False
@@ -154,7 +154,7 @@ def _local(options: Options, resources: Resources, reporter: Reporter) -> Iterat
 def _ray(options: Options, reporter: Reporter) -> Iterator[Runner]:
     where = options.address or os.environ.get("RAY_ADDRESS")
     reporter.note(f"runs on the Ray cluster at {where}" if where else "starting Ray on this machine")
-    from pipelines.engine import on_ray, ray_resources
+    from labelmill.pipelines.engine import on_ray, ray_resources
 
     def run(segment: Segment) -> None:
         layout, steps = segment.layout, segment.steps

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipelines.engine.resources import Node, Resources
+from labelmill.pipelines.engine.resources import Node, Resources
 
 BASE_GB = 1.0
 """Host memory of a worker besides its models: libraries, cached images, one shard's columns."""

@@ -13,13 +13,13 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from operators.wording import counted
-from pipelines.engine.placement import Phase
-from pipelines.engine.receipts import Loading, News, Partial, Receipt, Working
-from pipelines.run_folder.arrived import arrived_line
-from pipelines.run_folder.layout import Layout
-from pipelines.run_folder.shards import Intake
-from pipelines.steps import Step
+from labelmill.operators.wording import counted
+from labelmill.pipelines.engine.placement import Phase
+from labelmill.pipelines.engine.receipts import Loading, News, Partial, Receipt, Working
+from labelmill.pipelines.run_folder.arrived import arrived_line
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.run_folder.shards import Intake
+from labelmill.pipelines.steps import Step
 
 PLAIN_SECONDS = 10.0
 """How often a plain line is printed for a step that is under way."""

@@ -13,21 +13,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
-from operators.applying.apply import THREADS, Job, Timing, apply, apply_together
-from operators.applying.fetch_ahead import UNDER_WAY, FetchAhead
-from operators.applying.patience import Patience
-from operators.applying.shard_images import ShardImages
-from operators.applying.worker import Worker
-from operators.errors import OperatorError
-from pipelines.engine.outages import Outage, stopped
-from pipelines.engine.provisional import Earlier, earlier, is_provisional, is_undone
-from pipelines.engine.receipts import Loading, OnNews, Partial, Receipt, receipt_of
-from pipelines.errors import UserError
-from pipelines.run_folder.layout import Layout, active_rows, column_of
-from pipelines.run_folder.shards import read_shard
-from pipelines.sources import Fetcher
-from pipelines.sources.uri import is_remote
-from pipelines.steps import Step
+from labelmill.operators.applying.apply import THREADS, Job, Timing, apply, apply_together
+from labelmill.operators.applying.fetch_ahead import UNDER_WAY, FetchAhead
+from labelmill.operators.applying.patience import Patience
+from labelmill.operators.applying.shard_images import ShardImages
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.errors import OperatorError
+from labelmill.pipelines.engine.outages import Outage, stopped
+from labelmill.pipelines.engine.provisional import Earlier, earlier, is_provisional, is_undone
+from labelmill.pipelines.engine.receipts import Loading, OnNews, Partial, Receipt, receipt_of
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run_folder.layout import Layout, active_rows, column_of
+from labelmill.pipelines.run_folder.shards import read_shard
+from labelmill.pipelines.sources import Fetcher
+from labelmill.pipelines.sources.uri import is_remote
+from labelmill.pipelines.steps import Step
 
 CACHE_BYTES = 512 * 2**20
 """Decoded images that one worker remembers of its current shard."""

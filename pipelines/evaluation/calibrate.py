@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from operators.columns.schemas import SIDES
-from operators.detections.boxes import second_inside
-from operators.measures.curves import Curve, Event
-from operators.measures.detections import compare, is_crowd
-from operators.select import DEFAULT, Select
-from operators.wording import counted
-from pipelines.errors import UserError
-from pipelines.evaluation.labels import as_label, judged_classes, judged_objects, precision_averages, shares
-from pipelines.evaluation.truth import Truth
-from pipelines.exports.columns import labels_column
-from pipelines.run_folder.finished_run import FinishedRun
-from pipelines.steps import Input, Step
+from labelmill.operators.columns.schemas import SIDES
+from labelmill.operators.detections.boxes import second_inside
+from labelmill.operators.measures.curves import Curve, Event
+from labelmill.operators.measures.detections import compare, is_crowd
+from labelmill.operators.select import DEFAULT, Select
+from labelmill.operators.wording import counted
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.evaluation.labels import as_label, judged_classes, judged_objects, precision_averages, shares
+from labelmill.pipelines.evaluation.truth import Truth
+from labelmill.pipelines.exports.columns import labels_column
+from labelmill.pipelines.run_folder.finished_run import FinishedRun
+from labelmill.pipelines.steps import Input, Step
 
 Figures = dict[str, Any]
 Label = dict[str, Any]

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from operators.wording import counted
-from pipelines.errors import UserError
+from labelmill.operators.wording import counted
+from labelmill.pipelines.errors import UserError
 
 Figures = dict[str, Any]
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.fuse import Fuse, Platt, logit
-from operators.measures.detections import compare
-from pipelines.evaluation.labels import as_label, judged_classes, judged_objects
-from pipelines.evaluation.truth import Truth
-from pipelines.run_folder.finished_run import FinishedRun
+from labelmill.operators.fuse import Fuse, Platt, logit
+from labelmill.operators.measures.detections import compare
+from labelmill.pipelines.evaluation.labels import as_label, judged_classes, judged_objects
+from labelmill.pipelines.evaluation.truth import Truth
+from labelmill.pipelines.run_folder.finished_run import FinishedRun
 
 Figures = dict[str, Any]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from operators.wording import counted
-from pipelines.errors import nearest
-from pipelines.evaluation.truth import Truth
-from pipelines.run_folder.finished_run import FinishedRun
+from labelmill.operators.wording import counted
+from labelmill.pipelines.errors import nearest
+from labelmill.pipelines.evaluation.truth import Truth
+from labelmill.pipelines.run_folder.finished_run import FinishedRun
 
 Figures = dict[str, Any]
 

@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from operators.columns.schemas import SIDES
-from operators.measures.detections import bbox, match
-from operators.measures.gaze import angular_error
-from operators.measures.words import Read, word_scores
-from pipelines.errors import UserError
-from pipelines.evaluation.calibrate import calibrate, select_step, sweep, threshold_figures
-from pipelines.evaluation.calibrate_file import fragment, write_fragment
-from pipelines.evaluation.calibrate_fuse import fusion_figures
-from pipelines.evaluation.coverage import coverage, no_class, no_image, no_labels
-from pipelines.evaluation.file import EvaluationFile
-from pipelines.evaluation.labels import label_figures
-from pipelines.evaluation.truth import Truth, read_truth
-from pipelines.evaluation.verify import verification_figures
-from pipelines.run_folder.finished_run import FinishedRun
+from labelmill.operators.columns.schemas import SIDES
+from labelmill.operators.measures.detections import bbox, match
+from labelmill.operators.measures.gaze import angular_error
+from labelmill.operators.measures.words import Read, word_scores
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.evaluation.calibrate import calibrate, select_step, sweep, threshold_figures
+from labelmill.pipelines.evaluation.calibrate_file import fragment, write_fragment
+from labelmill.pipelines.evaluation.calibrate_fuse import fusion_figures
+from labelmill.pipelines.evaluation.coverage import coverage, no_class, no_image, no_labels
+from labelmill.pipelines.evaluation.file import EvaluationFile
+from labelmill.pipelines.evaluation.labels import label_figures
+from labelmill.pipelines.evaluation.truth import Truth, read_truth
+from labelmill.pipelines.evaluation.verify import verification_figures
+from labelmill.pipelines.run_folder.finished_run import FinishedRun
 
 Figures = dict[str, Any]
 

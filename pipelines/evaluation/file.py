@@ -8,8 +8,8 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
-from pipelines.evaluation.truth import Truth
-from pipelines.run_folder.reopen import PIPELINE_FILE, reopen, state_of
+from labelmill.pipelines.evaluation.truth import Truth
+from labelmill.pipelines.run_folder.reopen import PIPELINE_FILE, reopen, state_of
 
 EVALUATION_FILE = "evaluation.json"
 

@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from pipelines.exports.files import exported_stem
-from pipelines.run_folder.finished_run import FinishedRun
-from pipelines.sources.read_labels import Labels
+from labelmill.pipelines.exports.files import exported_stem
+from labelmill.pipelines.run_folder.finished_run import FinishedRun
+from labelmill.pipelines.sources.read_labels import Labels
 
 
 def aligned(labels: Labels, run: FinishedRun) -> Labels:

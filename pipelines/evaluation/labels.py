@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from operators.columns.schemas import DETECTIONS, SIDES
-from operators.measures.detections import AveragePrecision, average_precision, compare, is_crowd
-from pipelines.evaluation.truth import DECIMALS, Truth
-from pipelines.run_folder.finished_run import FinishedRun
+from labelmill.operators.columns.schemas import DETECTIONS, SIDES
+from labelmill.operators.measures.detections import AveragePrecision, average_precision, compare, is_crowd
+from labelmill.pipelines.evaluation.truth import DECIMALS, Truth
+from labelmill.pipelines.run_folder.finished_run import FinishedRun
 
 Figures = dict[str, Any]
 Label = dict[str, Any]

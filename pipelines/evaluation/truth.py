@@ -11,18 +11,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from operators.columns.schemas import SIDES
-from operators.review import REVIEWS
-from pipelines.errors import UserError
-from pipelines.evaluation.keys import aligned
-from pipelines.review.collect import DECISIONS_FILE, read_decisions
-from pipelines.run_folder.finished_run import FinishedRun
-from pipelines.run_folder.reopen import PIPELINE_FILE
-from pipelines.run_folder.store import Store
-from pipelines.sources.base import Entry
-from pipelines.sources.labels import LabelError, rle_mask
-from pipelines.sources.read_labels import Labels, extra_of, read_labels
-from pipelines.sources.uri import is_remote
+from labelmill.operators.columns.schemas import SIDES
+from labelmill.operators.review import REVIEWS
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.evaluation.keys import aligned
+from labelmill.pipelines.review.collect import DECISIONS_FILE, read_decisions
+from labelmill.pipelines.run_folder.finished_run import FinishedRun
+from labelmill.pipelines.run_folder.reopen import PIPELINE_FILE
+from labelmill.pipelines.run_folder.store import Store
+from labelmill.pipelines.sources.base import Entry
+from labelmill.pipelines.sources.labels import LabelError, rle_mask
+from labelmill.pipelines.sources.read_labels import Labels, extra_of, read_labels
+from labelmill.pipelines.sources.uri import is_remote
 
 TABLES = {
     "words": ("key", "text", "x1", "y1", "x2", "y2"),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from operators.measures.detections import compare
-from operators.select import AGREEMENT, Select
-from operators.verify import Verify
-from pipelines.evaluation.calibrate import selected
-from pipelines.evaluation.labels import as_label, judged_classes, judged_objects, shares
-from pipelines.evaluation.truth import Truth
-from pipelines.run_folder.finished_run import FinishedRun
-from pipelines.steps import Input, Step
+from labelmill.operators.measures.detections import compare
+from labelmill.operators.select import AGREEMENT, Select
+from labelmill.operators.verify import Verify
+from labelmill.pipelines.evaluation.calibrate import selected
+from labelmill.pipelines.evaluation.labels import as_label, judged_classes, judged_objects, shares
+from labelmill.pipelines.evaluation.truth import Truth
+from labelmill.pipelines.run_folder.finished_run import FinishedRun
+from labelmill.pipelines.steps import Input, Step
 
 Figures = dict[str, Any]
 

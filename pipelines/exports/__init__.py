@@ -6,18 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from pipelines.exports.base import Exporter
+    from labelmill.pipelines.exports.base import Exporter
 
 _EXPORTERS = {
-    "coco": "pipelines.exports.coco:Coco",
-    "crops": "pipelines.exports.crops:Crops",
-    "cvat": "pipelines.exports.cvat:Cvat",
-    "fiftyone": "pipelines.exports.fiftyone:FiftyOne",
-    "huggingface": "pipelines.exports.huggingface:HuggingFace",
-    "label_studio": "pipelines.exports.label_studio:LabelStudio",
-    "voc": "pipelines.exports.voc:Voc",
-    "webdataset": "pipelines.exports.webdataset:WebDataset",
-    "yolo": "pipelines.exports.yolo:Yolo",
+    "coco": "labelmill.pipelines.exports.coco:Coco",
+    "crops": "labelmill.pipelines.exports.crops:Crops",
+    "cvat": "labelmill.pipelines.exports.cvat:Cvat",
+    "fiftyone": "labelmill.pipelines.exports.fiftyone:FiftyOne",
+    "huggingface": "labelmill.pipelines.exports.huggingface:HuggingFace",
+    "label_studio": "labelmill.pipelines.exports.label_studio:LabelStudio",
+    "voc": "labelmill.pipelines.exports.voc:Voc",
+    "webdataset": "labelmill.pipelines.exports.webdataset:WebDataset",
+    "yolo": "labelmill.pipelines.exports.yolo:Yolo",
 }
 """Name in a pipeline → where the exporter is. A new format gets a file and a line here."""
 
@@ -32,8 +32,8 @@ def exporter(name: str) -> type[Exporter]:
         ExportError: There is none of that name.
     """
     if name not in _EXPORTERS:
-        from pipelines.errors import nearest
-        from pipelines.exports.dataset import ExportError
+        from labelmill.pipelines.errors import nearest
+        from labelmill.pipelines.exports.dataset import ExportError
 
         hint = nearest(name, EXPORT_NAMES)
         raise ExportError(f"export must be one of {', '.join(EXPORT_NAMES)} but is {name!r}{hint}")

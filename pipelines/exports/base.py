@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.exports.dataset import Dataset, ExportImage, ExportSummary
+from labelmill.pipelines.exports.dataset import Dataset, ExportImage, ExportSummary
 
 if TYPE_CHECKING:
-    from pipelines.exports.files import Output
+    from labelmill.pipelines.exports.files import Output
 
 
 class LabelParams(BaseModel):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pipelines.exports.labels import Tally
+from labelmill.pipelines.exports.labels import Tally
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 

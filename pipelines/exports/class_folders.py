@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pipelines.exports.dataset import ExportError
+from labelmill.pipelines.exports.dataset import ExportError
 
 LONGEST = 200
 """Bytes of a folder's name; file systems take 255."""

@@ -8,14 +8,14 @@ import tempfile
 from contextlib import ExitStack
 from typing import IO, Any, Literal
 
-from operators.wording import counted
-from pipelines.exports.base import Exporter, ExportParams
-from pipelines.exports.card import dataset_card, how_placed
-from pipelines.exports.dataset import ALL, Dataset, ExportImage, ExportSummary, Fetch
-from pipelines.exports.files import Output
-from pipelines.exports.labels import IDS_PER_IMAGE, Label, Tally, object_id
-from pipelines.exports.masks import outline
-from pipelines.sources.coco_file import OWN
+from labelmill.operators.wording import counted
+from labelmill.pipelines.exports.base import Exporter, ExportParams
+from labelmill.pipelines.exports.card import dataset_card, how_placed
+from labelmill.pipelines.exports.dataset import ALL, Dataset, ExportImage, ExportSummary, Fetch
+from labelmill.pipelines.exports.files import Output
+from labelmill.pipelines.exports.labels import IDS_PER_IMAGE, Label, Tally, object_id
+from labelmill.pipelines.exports.masks import outline
+from labelmill.pipelines.sources.coco_file import OWN
 
 
 class Coco(Exporter):

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel
 
-from operators.columns.schemas import DETECTIONS
-from operators.models.card import ModelCard
-from pipelines.steps import ColumnError, Input, Step, resolve
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.models.card import ModelCard
+from labelmill.pipelines.steps import ColumnError, Input, Step, resolve
 
 COLUMNS = ("labels", "words", "caption", "class")
 """The keys under ``export:`` that name a column."""
@@ -112,7 +112,7 @@ def caption_column(steps: Sequence[Step], wanted: str | None) -> Input | None:
 
     An answer that was chosen from a few, or is JSON, is no caption.
     """
-    from operators.ask import Ask
+    from labelmill.operators.ask import Ask
 
     if wanted is not None:
         return resolve(wanted, steps)
@@ -125,7 +125,7 @@ def caption_column(steps: Sequence[Step], wanted: str | None) -> Input | None:
 
 def class_column(steps: Sequence[Step], wanted: str | None) -> Input | None:
     """Where the classes of whole images come from: the column asked for, else the last `classify`, if any."""
-    from operators.classify import Classify
+    from labelmill.operators.classify import Classify
 
     if wanted is not None:
         return resolve(wanted, steps)
@@ -210,7 +210,7 @@ def _cards_in(value: Any, name: str) -> list[tuple[str, ModelCard]]:
 
 def _holds_words(kind: pa.DataType) -> bool:
     """Whether it is the type of words of `read`, whose schema may have grown fields that exports do not read."""
-    from operators.read import WORD
+    from labelmill.operators.read import WORD
 
     if not pa.types.is_list(kind) or not pa.types.is_struct(kind.value_type):
         return False

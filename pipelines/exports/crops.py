@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from operators.wording import counted
-from pipelines.exports.base import Exporter, LabelParams
-from pipelines.exports.card import dataset_card
-from pipelines.exports.class_folders import class_folders
-from pipelines.exports.dataset import Dataset, ExportError, ExportImage, ExportSummary, Fetch
-from pipelines.exports.files import Output, file_name
-from pipelines.exports.labels import Label, Tally
-from pipelines.sources.base import in_order
+from labelmill.operators.wording import counted
+from labelmill.pipelines.exports.base import Exporter, LabelParams
+from labelmill.pipelines.exports.card import dataset_card
+from labelmill.pipelines.exports.class_folders import class_folders
+from labelmill.pipelines.exports.dataset import Dataset, ExportError, ExportImage, ExportSummary, Fetch
+from labelmill.pipelines.exports.files import Output, file_name
+from labelmill.pipelines.exports.labels import Label, Tally
+from labelmill.pipelines.sources.base import in_order
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 THREADS = 4
 """Images decoded at once; Pillow works on several at a time, and each may take hundreds of megabytes."""
@@ -98,7 +98,7 @@ class Crops(Exporter):
     def _cut(self, image: ExportImage, labels: list[Label], fetch: Fetch, kind: str) -> tuple[ExportImage, list[_Crop]]:
         if not labels:
             return image, []
-        from operators.images.decoded import DecodeError, decode
+        from labelmill.operators.images.decoded import DecodeError, decode
 
         try:
             decoded = decode(fetch(image.uri))

@@ -11,15 +11,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from operators.wording import counted
-from pipelines.exports.base import Exporter, ExportParams
-from pipelines.exports.card import dataset_card, how_placed
-from pipelines.exports.dataset import ALL, Dataset, ExportImage, ExportSummary, Fetch
-from pipelines.exports.files import Output
-from pipelines.exports.labels import Label, Tally
-from pipelines.exports.masks import Mask
-from pipelines.exports.texts import Text, read_texts
-from pipelines.exports.xml_text import attribute, content
+from labelmill.operators.wording import counted
+from labelmill.pipelines.exports.base import Exporter, ExportParams
+from labelmill.pipelines.exports.card import dataset_card, how_placed
+from labelmill.pipelines.exports.dataset import ALL, Dataset, ExportImage, ExportSummary, Fetch
+from labelmill.pipelines.exports.files import Output
+from labelmill.pipelines.exports.labels import Label, Tally
+from labelmill.pipelines.exports.masks import Mask
+from labelmill.pipelines.exports.texts import Text, read_texts
+from labelmill.pipelines.exports.xml_text import attribute, content
 
 ATTRIBUTES = ("score", "prompt", "models")
 WORD = "word"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.errors import UserError
+from labelmill.pipelines.errors import UserError
 
 Fetch = Callable[[str], bytes]
 

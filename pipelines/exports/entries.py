@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.exports.dataset import ExportImage
-from pipelines.exports.labels import Label, object_id
-from pipelines.exports.texts import Text
+from labelmill.pipelines.exports.dataset import ExportImage
+from labelmill.pipelines.exports.labels import Label, object_id
+from labelmill.pipelines.exports.texts import Text
 
 DIGITS = 2
 """Decimals of a coordinate in pixels."""

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.exports.base import Exporter, ExportParams
-from pipelines.exports.card import dataset_card, how_placed
-from pipelines.exports.dataset import Dataset, ExportImage, ExportSummary, Fetch
-from pipelines.exports.files import Output, file_name
-from pipelines.exports.labels import Label, Tally, object_id
-from pipelines.exports.streams import JsonList, json_bytes
-from pipelines.exports.texts import Text, read_texts
+from labelmill.pipelines.exports.base import Exporter, ExportParams
+from labelmill.pipelines.exports.card import dataset_card, how_placed
+from labelmill.pipelines.exports.dataset import Dataset, ExportImage, ExportSummary, Fetch
+from labelmill.pipelines.exports.files import Output, file_name
+from labelmill.pipelines.exports.labels import Label, Tally, object_id
+from labelmill.pipelines.exports.streams import JsonList, json_bytes
+from labelmill.pipelines.exports.texts import Text, read_texts
 
 VERSION = "1.0.0"
 """The release whose layout this is; later ones migrate it on import, earlier ones refuse it."""

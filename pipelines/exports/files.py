@@ -13,8 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import IO, Any, Literal, cast
 
-from pipelines.exports.dataset import ExportError, ExportImage, Fetch
-from pipelines.sources.uri import local_path
+from labelmill.pipelines.exports.dataset import ExportError, ExportImage, Fetch
+from labelmill.pipelines.sources.uri import local_path
 
 THREADS = 8
 WAITING = 16

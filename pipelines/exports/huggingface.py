@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import Field
 
-from pipelines.exports.base import Exporter, LabelParams
-from pipelines.exports.card import dataset_card
-from pipelines.exports.dataset import ALL, Dataset, ExportError, ExportSummary
-from pipelines.exports.entries import object_entry, word_entry
-from pipelines.exports.files import Output, file_name
-from pipelines.exports.labels import Tally
-from pipelines.exports.streams import json_bytes, with_bytes
-from pipelines.exports.texts import read_texts
+from labelmill.pipelines.exports.base import Exporter, LabelParams
+from labelmill.pipelines.exports.card import dataset_card
+from labelmill.pipelines.exports.dataset import ALL, Dataset, ExportError, ExportSummary
+from labelmill.pipelines.exports.entries import object_entry, word_entry
+from labelmill.pipelines.exports.files import Output, file_name
+from labelmill.pipelines.exports.labels import Tally
+from labelmill.pipelines.exports.streams import json_bytes, with_bytes
+from labelmill.pipelines.exports.texts import read_texts
 
 MEGABYTE = 10**6
 ROWS = 100

@@ -7,17 +7,17 @@ from contextlib import ExitStack
 from typing import Any
 from urllib.parse import quote
 
-from operators.wording import counted
-from pipelines.exports.base import Exporter, ExportParams
-from pipelines.exports.card import dataset_card
-from pipelines.exports.dataset import ALL, Dataset, ExportImage, ExportSummary, Fetch
-from pipelines.exports.files import Output, file_name
-from pipelines.exports.labels import Label, Tally
-from pipelines.exports.outlines import outlines
-from pipelines.exports.streams import JsonList
-from pipelines.exports.texts import Text, read_texts
-from pipelines.exports.xml_text import attribute
-from pipelines.sources.uri import is_remote, parse
+from labelmill.operators.wording import counted
+from labelmill.pipelines.exports.base import Exporter, ExportParams
+from labelmill.pipelines.exports.card import dataset_card
+from labelmill.pipelines.exports.dataset import ALL, Dataset, ExportImage, ExportSummary, Fetch
+from labelmill.pipelines.exports.files import Output, file_name
+from labelmill.pipelines.exports.labels import Label, Tally
+from labelmill.pipelines.exports.outlines import outlines
+from labelmill.pipelines.exports.streams import JsonList
+from labelmill.pipelines.exports.texts import Text, read_texts
+from labelmill.pipelines.exports.xml_text import attribute
+from labelmill.pipelines.sources.uri import is_remote, parse
 
 DIGITS = 4
 """Decimals of a percentage: a hundredth of a pixel in an image 10,000 pixels wide."""

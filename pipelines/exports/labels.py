@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from operators.wording import counted
-from pipelines.exports.dataset import ALL, ExportError, ExportImage, ExportSummary
-from pipelines.exports.masks import Mask, MaskError, read_mask
+from labelmill.operators.wording import counted
+from labelmill.pipelines.exports.dataset import ALL, ExportError, ExportImage, ExportSummary
+from labelmill.pipelines.exports.masks import Mask, MaskError, read_mask
 
 MIN_SIDE = 0.5
 """Pixels of a box inside the image, in width and in height, below which there is nothing to label."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.exports.masks import FAITHFUL, MAX_RINGS, TOLERANCES, Mask
+from labelmill.pipelines.exports.masks import FAITHFUL, MAX_RINGS, TOLERANCES, Mask
 
 Points = list[tuple[float, float]]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
-from pipelines.exports.dataset import ExportError, ExportImage, Fetch
-from pipelines.exports.files import THREADS, WAITING
+from labelmill.pipelines.exports.dataset import ExportError, ExportImage, Fetch
+from labelmill.pipelines.exports.files import THREADS, WAITING
 
 
 def with_bytes(images: Iterable[ExportImage], fetch: Fetch) -> Iterator[tuple[ExportImage, bytes]]:

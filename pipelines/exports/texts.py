@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from pipelines.exports.dataset import ExportImage
+from labelmill.pipelines.exports.dataset import ExportImage
 
 Corner = tuple[float, float]
 

@@ -7,12 +7,12 @@ import posixpath
 from contextlib import ExitStack
 from xml.etree import ElementTree
 
-from operators.wording import counted
-from pipelines.exports.base import Exporter, ExportParams
-from pipelines.exports.card import dataset_card, how_placed
-from pipelines.exports.dataset import Dataset, ExportImage, ExportSummary
-from pipelines.exports.files import Output, file_name
-from pipelines.exports.labels import Label, Tally
+from labelmill.operators.wording import counted
+from labelmill.pipelines.exports.base import Exporter, ExportParams
+from labelmill.pipelines.exports.card import dataset_card, how_placed
+from labelmill.pipelines.exports.dataset import Dataset, ExportImage, ExportSummary
+from labelmill.pipelines.exports.files import Output, file_name
+from labelmill.pipelines.exports.labels import Label, Tally
 
 JPEG = frozenset({"JPEG", "MPO"})
 """Pillow's formats that a loader of JPEG files opens."""

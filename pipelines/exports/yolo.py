@@ -6,16 +6,16 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from operators.wording import counted
-from pipelines.exports import yolo_lines
-from pipelines.exports.base import Exporter, ExportParams
-from pipelines.exports.card import dataset_card, how_placed
-from pipelines.exports.dataset import ALL, Dataset, ExportError, ExportImage, ExportSummary
-from pipelines.exports.files import Output, file_name
-from pipelines.exports.labels import Tally
-from pipelines.exports.texts import read_texts
-from pipelines.exports.yolo_classify import write_classes
-from pipelines.exports.yolo_readable import Readable
+from labelmill.operators.wording import counted
+from labelmill.pipelines.exports import yolo_lines
+from labelmill.pipelines.exports.base import Exporter, ExportParams
+from labelmill.pipelines.exports.card import dataset_card, how_placed
+from labelmill.pipelines.exports.dataset import ALL, Dataset, ExportError, ExportImage, ExportSummary
+from labelmill.pipelines.exports.files import Output, file_name
+from labelmill.pipelines.exports.labels import Tally
+from labelmill.pipelines.exports.texts import read_texts
+from labelmill.pipelines.exports.yolo_classify import write_classes
+from labelmill.pipelines.exports.yolo_readable import Readable
 
 SPLITS = ("train", "val", "test")
 

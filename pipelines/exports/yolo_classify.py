@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from operators.wording import counted
-from pipelines.exports.card import dataset_card
-from pipelines.exports.class_folders import class_folders
-from pipelines.exports.dataset import Dataset, ExportSummary
-from pipelines.exports.files import Output, file_name
-from pipelines.exports.labels import Tally
-from pipelines.exports.yolo_readable import Readable
+from labelmill.operators.wording import counted
+from labelmill.pipelines.exports.card import dataset_card
+from labelmill.pipelines.exports.class_folders import class_folders
+from labelmill.pipelines.exports.dataset import Dataset, ExportSummary
+from labelmill.pipelines.exports.files import Output, file_name
+from labelmill.pipelines.exports.labels import Tally
+from labelmill.pipelines.exports.yolo_readable import Readable
 
 NO_CLASS = "image has no class"
 

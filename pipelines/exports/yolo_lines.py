@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipelines.exports.dataset import ExportImage
-from pipelines.exports.labels import MIN_SIDE, Label
-from pipelines.exports.masks import joined_polygon, smallest_rectangle
+from labelmill.pipelines.exports.dataset import ExportImage
+from labelmill.pipelines.exports.labels import MIN_SIDE, Label
+from labelmill.pipelines.exports.masks import joined_polygon, smallest_rectangle
 
 UNITS = 1_000_000
 """Six decimals."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from operators.wording import counted
-from pipelines.exports.dataset import ExportImage
+from labelmill.operators.wording import counted
+from labelmill.pipelines.exports.dataset import ExportImage
 
 FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000"})
 """Pillow's formats that Ultralytics has an extension for; it passes over other files."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from operators.base import OperatorError
-from operators.wording import counted
-from pipelines.config.pipeline import Pipeline
-from pipelines.errors import UserError
-from pipelines.exports.foreseen import export_problems
-from pipelines.run_folder.arrived import Arrived, arrived_line
-from pipelines.sources import open_source
-from pipelines.sources.uri import is_remote
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.wording import counted
+from labelmill.pipelines.config.pipeline import Pipeline
+from labelmill.pipelines.engine.foreseen import export_problems
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run_folder.arrived import Arrived, arrived_line
+from labelmill.pipelines.sources import open_source
+from labelmill.pipelines.sources.uri import is_remote
 
 
 @dataclass

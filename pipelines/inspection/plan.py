@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from operators.wording import counted
-from pipelines.config.pipeline import Pipeline
-from pipelines.engine.placement import Pool, place, segments
-from pipelines.engine.resources import parse_resources, resources_here, stated_gpu_memory
-from pipelines.run_folder.layout import Layout
-from pipelines.run_folder.reopen import open_output
-from pipelines.run_folder.shards import take_in
-from pipelines.sources import open_source
+from labelmill.operators.wording import counted
+from labelmill.pipelines.config.pipeline import Pipeline
+from labelmill.pipelines.engine.placement import Pool, place, segments
+from labelmill.pipelines.engine.resources import parse_resources, resources_here, stated_gpu_memory
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.run_folder.reopen import open_output
+from labelmill.pipelines.run_folder.shards import take_in
+from labelmill.pipelines.sources import open_source
 
 
 def plan_of(

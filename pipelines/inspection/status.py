@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from operators.wording import counted
-from pipelines.engine.terminal import outcome_line
-from pipelines.run_folder.reopen import PIPELINE_FILE, SUMMARY_FILE, reopen, state_of
+from labelmill.operators.wording import counted
+from labelmill.pipelines.engine.terminal import outcome_line
+from labelmill.pipelines.run_folder.reopen import PIPELINE_FILE, SUMMARY_FILE, reopen, state_of
 
 
 def status_of(folder: str) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.columns.schemas import SIDES
-from operators.labels.findings import KINDS, LABEL_ERROR, LABEL_ERRORS
-from pipelines.errors import UserError, nearest
-from pipelines.run_folder.layout import Layout, column_of
-from pipelines.run_folder.reopen import reopen
-from pipelines.run_folder.shards import read_shard
-from pipelines.steps import Input
+from labelmill.operators.columns.schemas import SIDES
+from labelmill.operators.labels.findings import KINDS, LABEL_ERROR, LABEL_ERRORS
+from labelmill.pipelines.errors import UserError, nearest
+from labelmill.pipelines.run_folder.layout import Layout, column_of
+from labelmill.pipelines.run_folder.reopen import reopen
+from labelmill.pipelines.run_folder.shards import read_shard
+from labelmill.pipelines.steps import Input
 
 Figures = dict[str, Any]
 

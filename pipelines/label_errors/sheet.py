@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from operators.columns.schemas import SIDES
-from operators.errors import RowError
-from operators.images.data_url import data_url
-from operators.images.decoded import DecodedImage, decode
-from pipelines.label_errors.print import headline
-from pipelines.sheets import READERS, SIDE, render_sheet, write_page
-from pipelines.sources.base import in_order
+from labelmill.operators.columns.schemas import SIDES
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.data_url import data_url
+from labelmill.operators.images.decoded import DecodedImage, decode
+from labelmill.pipelines.label_errors.print import headline
+from labelmill.pipelines.sheets import READERS, SIDE, render_sheet, write_page
+from labelmill.pipelines.sources.base import in_order
 
 MARGIN = 0.4
 """How much of its surroundings a crop shows on each side, as a share of the boxes' longer side."""

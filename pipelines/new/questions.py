@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from pipelines.errors import UserError, nearest
-from pipelines.new.source import Found, look, name_of
-from pipelines.new.write import (
+from labelmill.pipelines.errors import UserError, nearest
+from labelmill.pipelines.new.source import Found, look, name_of
+from labelmill.pipelines.new.write import (
     NEEDS_CLASSES,
     WANTS,
     Answers,
@@ -21,10 +21,10 @@ from pipelines.new.write import (
     parse_classes,
     parse_list,
 )
-from pipelines.sources.guess import guess_kind
+from labelmill.pipelines.sources.guess import guess_kind
 
 if TYPE_CHECKING:
-    from pipelines.sources.spec import Kind
+    from labelmill.pipelines.sources.spec import Kind
 
 Answer = TypeVar("Answer")
 
@@ -96,7 +96,7 @@ def _refuse_missing(given: Given) -> None:
 
 def _source(given: Given) -> tuple[str, Kind, Found]:
     """Where the images are, what that is, and what is found there. A person may try again."""
-    from pipelines.sources.spec import KINDS
+    from labelmill.pipelines.sources.spec import KINDS
 
     text = given.source
     while True:

@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from operators.wording import counted
+from labelmill.operators.wording import counted
 
 if TYPE_CHECKING:
-    from pipelines.sources.spec import Kind
+    from labelmill.pipelines.sources.spec import Kind
 
 COUNTED = 100_000
 """Images are counted up to here; with more, only that is said."""
@@ -41,8 +41,8 @@ def look(source: str, kind: Kind) -> Found:
     Raises:
         UserError: There is no such source, or no image in it.
     """
-    from pipelines.sources.spec import SourceSpec, open_source
-    from pipelines.sources.uri import is_remote
+    from labelmill.pipelines.sources.spec import SourceSpec, open_source
+    from labelmill.pipelines.sources.uri import is_remote
 
     if is_remote(source):
         return Found()

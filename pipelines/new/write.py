@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import ConfigError, UserError, nearest
-from pipelines.new.source import Found
+from labelmill.pipelines.errors import ConfigError, UserError, nearest
+from labelmill.pipelines.new.source import Found
 
 if TYPE_CHECKING:
-    from pipelines.sources.spec import Kind
+    from labelmill.pipelines.sources.spec import Kind
 
 WANTS = {
     "clean": "drop images that are too small, dark, light, blurred or empty",
@@ -133,7 +133,7 @@ def _check(text: str, answers: Answers) -> None:
     """Refuse to write what `labelmill check` would refuse."""
     import tempfile
 
-    from pipelines.config.pipeline import load_pipeline
+    from labelmill.pipelines.config.pipeline import load_pipeline
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, f"{answers.name}.yaml")
@@ -227,7 +227,7 @@ def complete(wants: Sequence[str], kind: str) -> tuple[str, ...]:
 
 def fitting_exports(wants: Sequence[str]) -> dict[str, str | None]:
     """Every export, and what must be wanted for it and is not; None where it can be written."""
-    from pipelines.exports import EXPORT_NAMES, exporter
+    from labelmill.pipelines.exports import EXPORT_NAMES, exporter
 
     found: dict[str, str | None] = {}
     for name in EXPORT_NAMES:

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.columns.vectors import Vectors, holds_vectors
-from pipelines.report.limits import CLUSTER_IMAGES, CLUSTERS, MAP_POINTS
-from pipelines.report.picking import Lowest, draw
-from pipelines.report.run_reader import Figures, RunReader, ShardView
-from pipelines.steps import Input, Step
+from labelmill.operators.columns.vectors import Vectors, holds_vectors
+from labelmill.pipelines.report.limits import CLUSTER_IMAGES, CLUSTERS, MAP_POINTS
+from labelmill.pipelines.report.picking import Lowest, draw
+from labelmill.pipelines.report.run_reader import Figures, RunReader, ShardView
+from labelmill.pipelines.steps import Input, Step
 
 NOISE = -1
 

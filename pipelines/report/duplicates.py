@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.report.limits import DUPLICATE_GROUPS, DUPLICATE_MEMBERS
-from pipelines.report.run_reader import Figures, RunReader, ShardView
-from pipelines.steps import Input, Step
+from labelmill.pipelines.report.limits import DUPLICATE_GROUPS, DUPLICATE_MEMBERS
+from labelmill.pipelines.report.run_reader import Figures, RunReader, ShardView
+from labelmill.pipelines.steps import Input, Step
 
 SURE = {"file": 0, "pixels": 1}
 """Kinds of copies that are exact. They come last."""

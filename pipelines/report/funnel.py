@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.report.limits import FAILURES, GALLERIES, GALLERY_IMAGES
-from pipelines.report.picking import Lowest, draw
-from pipelines.report.run_reader import Figures, RunReader, ShardView
-from pipelines.run_folder.outcomes import reason_kind
-from pipelines.steps import Input
+from labelmill.pipelines.report.limits import FAILURES, GALLERIES, GALLERY_IMAGES
+from labelmill.pipelines.report.picking import Lowest, draw
+from labelmill.pipelines.report.run_reader import Figures, RunReader, ShardView
+from labelmill.pipelines.run_folder.outcomes import reason_kind
+from labelmill.pipelines.steps import Input
 
 KINDS = ("dropped", "duplicate", "failed")
 NAMES = (Input(None, "key", pa.string()), Input(None, "uri", pa.string()))

@@ -6,20 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.report.clusters import ClusterSheets, EmbeddingMap
-from pipelines.report.duplicates import DuplicateGroups
-from pipelines.report.funnel import Funnel
-from pipelines.report.issues import Issues
-from pipelines.report.labels import Labels
-from pipelines.report.limits import LARGE, MAX_PICTURE_BYTES, MEDIUM, SMALL
-from pipelines.report.overlays import Overlays
-from pipelines.report.pictures import Pictures
-from pipelines.report.provenance import provenance
-from pipelines.report.quality import Quality
-from pipelines.report.run_reader import Collector, Figures, RunReader
-from pipelines.report.scores import ImageScores, ObjectScores
-from pipelines.report.speed import speed
-from pipelines.sources import Fetcher
+from labelmill.pipelines.report.clusters import ClusterSheets, EmbeddingMap
+from labelmill.pipelines.report.duplicates import DuplicateGroups
+from labelmill.pipelines.report.funnel import Funnel
+from labelmill.pipelines.report.issues import Issues
+from labelmill.pipelines.report.labels import Labels
+from labelmill.pipelines.report.limits import LARGE, MAX_PICTURE_BYTES, MEDIUM, SMALL
+from labelmill.pipelines.report.overlays import Overlays
+from labelmill.pipelines.report.pictures import Pictures
+from labelmill.pipelines.report.provenance import provenance
+from labelmill.pipelines.report.quality import Quality
+from labelmill.pipelines.report.run_reader import Collector, Figures, RunReader
+from labelmill.pipelines.report.scores import ImageScores, ObjectScores
+from labelmill.pipelines.report.speed import speed
+from labelmill.pipelines.sources import Fetcher
 
 OnProgress = Callable[[int, int], None]
 """Told how many pictures of how many are made."""

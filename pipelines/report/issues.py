@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow.compute as pc
 
-from pipelines.report.limits import GALLERY_IMAGES
-from pipelines.report.picking import Lowest
-from pipelines.report.run_reader import Figures, RunReader, ShardView
-from pipelines.steps import Input
+from labelmill.pipelines.report.limits import GALLERY_IMAGES
+from labelmill.pipelines.report.picking import Lowest
+from labelmill.pipelines.report.run_reader import Figures, RunReader, ShardView
+from labelmill.pipelines.steps import Input
 
 LOW = {
     "dark": (0.32, "Dark"),

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.columns.schemas import SIDES
-from pipelines.exports.columns import labels_column
-from pipelines.report.limits import CLASSES, OVERLAYS_EMPTY, OVERLAYS_EVEN, OVERLAYS_WORST
-from pipelines.report.picking import Lowest, draw
-from pipelines.report.run_reader import Figures, RunReader, ShardView
-from pipelines.report.scores import coded
-from pipelines.steps import Input
+from labelmill.operators.columns.schemas import SIDES
+from labelmill.pipelines.exports.columns import labels_column
+from labelmill.pipelines.report.limits import CLASSES, OVERLAYS_EMPTY, OVERLAYS_EVEN, OVERLAYS_WORST
+from labelmill.pipelines.report.picking import Lowest, draw
+from labelmill.pipelines.report.run_reader import Figures, RunReader, ShardView
+from labelmill.pipelines.report.scores import coded
+from labelmill.pipelines.steps import Input
 
 SMALL, LARGE = 32.0, 96.0
 """Sides in pixels, as square roots of areas, below which COCO calls an object small, and from which on large."""

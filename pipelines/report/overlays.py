@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from operators.columns.schemas import SIDES
-from operators.gaze import GAZES
-from operators.read import WORD
-from pipelines.exports.masks import Mask, MaskError, read_mask
-from pipelines.report.limits import LARGE, OVERLAY_PARTS, TEXT
-from pipelines.report.pictures import Picture
-from pipelines.report.quality import Mistakes
-from pipelines.report.run_reader import Figures, RunReader
-from pipelines.steps import Input
+from labelmill.operators.columns.schemas import SIDES
+from labelmill.operators.gaze import GAZES
+from labelmill.operators.read import WORD
+from labelmill.pipelines.exports.masks import Mask, MaskError, read_mask
+from labelmill.pipelines.report.limits import LARGE, OVERLAY_PARTS, TEXT
+from labelmill.pipelines.report.pictures import Picture
+from labelmill.pipelines.report.quality import Mistakes
+from labelmill.pipelines.report.run_reader import Figures, RunReader
+from labelmill.pipelines.steps import Input
 
 GOLDEN_ANGLE = 137.508
 

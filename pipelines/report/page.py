@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from operators.wording import counted
-from pipelines.evaluation.print import PARTS as EVALUATION_PARTS
-from pipelines.report.limits import GALLERY_IMAGES
-from pipelines.report.run_reader import Figures
+from labelmill.operators.wording import counted
+from labelmill.pipelines.evaluation.print import PARTS as EVALUATION_PARTS
+from labelmill.pipelines.report.limits import GALLERY_IMAGES
+from labelmill.pipelines.report.run_reader import Figures
 
 HERE = Path(__file__).parent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.sampling.seeded import seeded_hashes
+from labelmill.operators.sampling.seeded import seeded_hashes
 
 
 class Lowest:

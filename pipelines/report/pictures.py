@@ -10,11 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from operators.errors import RowError
-from operators.images.decoded import decode
-from pipelines.errors import UserError
-from pipelines.report.limits import MAX_PICTURE_BYTES
-from pipelines.sources.base import in_order
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.decoded import decode
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.report.limits import MAX_PICTURE_BYTES
+from labelmill.pipelines.sources.base import in_order
 
 QUALITY = 78
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
-from operators.models.card import ModelCard
-from operators.ontology import Ontology
-from operators.secrets import hide
-from pipelines.report.run_reader import Figures, RunReader
-from pipelines.run_folder.reopen import PIPELINE_FILE
-from pipelines.steps import Step
+from labelmill.operators.models.card import ModelCard
+from labelmill.operators.ontology import Ontology
+from labelmill.operators.secrets import hide
+from labelmill.pipelines.report.run_reader import Figures, RunReader
+from labelmill.pipelines.run_folder.reopen import PIPELINE_FILE
+from labelmill.pipelines.steps import Step
 
 PACKAGES = (
     *("labelmill", "ray", "torch", "transformers", "open_clip_torch", "segment-anything", "python-doctr", "rapidocr"),

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from operators.measures.detections import compare, corners, is_crowd
-from pipelines.evaluation.evaluate import evaluate_run
-from pipelines.evaluation.labels import as_label
-from pipelines.evaluation.truth import Truth, read_truth
-from pipelines.report.run_reader import Figures, RunReader, ShardView
-from pipelines.run_folder.finished_run import FinishedRun
-from pipelines.run_folder.shards import read_shard
-from pipelines.steps import Input
+from labelmill.operators.measures.detections import compare, corners, is_crowd
+from labelmill.pipelines.evaluation.evaluate import evaluate_run
+from labelmill.pipelines.evaluation.labels import as_label
+from labelmill.pipelines.evaluation.truth import Truth, read_truth
+from labelmill.pipelines.report.run_reader import Figures, RunReader, ShardView
+from labelmill.pipelines.run_folder.finished_run import FinishedRun
+from labelmill.pipelines.run_folder.shards import read_shard
+from labelmill.pipelines.steps import Input
 
 
 @dataclass

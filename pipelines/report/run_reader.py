@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.errors import UnfinishedRun
-from pipelines.run_folder.layout import Layout, column_of
-from pipelines.run_folder.outcomes import Outcome, outcomes
-from pipelines.run_folder.reopen import SUMMARY_FILE, reopen
-from pipelines.run_folder.shards import read_shard
-from pipelines.steps import Input, Step
+from labelmill.pipelines.errors import UnfinishedRun
+from labelmill.pipelines.run_folder.layout import Layout, column_of
+from labelmill.pipelines.run_folder.outcomes import Outcome, outcomes
+from labelmill.pipelines.run_folder.reopen import SUMMARY_FILE, reopen
+from labelmill.pipelines.run_folder.shards import read_shard
+from labelmill.pipelines.steps import Input, Step
 
 Figures = dict[str, Any]
 

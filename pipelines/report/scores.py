@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from operators.columns.schemas import DETECTIONS
-from operators.keep import Keep
-from operators.read import WORD
-from operators.select import Select
-from pipelines.report.histogram import Histogram
-from pipelines.report.limits import CLASSES, SCORES
-from pipelines.report.run_reader import Figures, RunReader, ShardView
-from pipelines.steps import ColumnError, Input, Step, resolve
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.keep import Keep
+from labelmill.operators.read import WORD
+from labelmill.operators.select import Select
+from labelmill.pipelines.report.histogram import Histogram
+from labelmill.pipelines.report.limits import CLASSES, SCORES
+from labelmill.pipelines.report.run_reader import Figures, RunReader, ShardView
+from labelmill.pipelines.steps import ColumnError, Input, Step, resolve
 
 BINS = 100
 """Bins of scores of objects, 0.01 wide, from 0 to 1."""

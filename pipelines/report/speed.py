@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipelines.report.run_reader import Figures, RunReader
+from labelmill.pipelines.report.run_reader import Figures, RunReader
 
 
 def speed(run: RunReader) -> Figures | None:

@@ -7,10 +7,10 @@ import json
 import re
 from pathlib import Path
 
-from pipelines.errors import UserError
-from pipelines.report.gather import OnProgress, gather
-from pipelines.report.page import render
-from pipelines.report.run_reader import RunReader
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.report.gather import OnProgress, gather
+from labelmill.pipelines.report.page import render
+from labelmill.pipelines.report.run_reader import RunReader
 
 REPORT_FILE = "report.html"
 

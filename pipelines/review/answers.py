@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.exports.labels import Label, Tally
-from pipelines.review.manifest import Given
-from pipelines.sources.labels import LabelError, clip, detection, mask_box
+from labelmill.pipelines.exports.labels import Label, Tally
+from labelmill.pipelines.review.manifest import Given
+from labelmill.pipelines.sources.labels import LabelError, clip, detection, mask_box
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.review import REVIEWS
-from pipelines.errors import UserError
-from pipelines.review.answers import Answer, Report, shown_labels
-from pipelines.review.cvat import read_cvat
-from pipelines.review.estimate import estimate
-from pipelines.review.label_studio import read_label_studio
-from pipelines.review.manifest import Given, given_images, read_manifests
-from pipelines.run_folder.reopen import reopen
-from pipelines.run_folder.store import Store, parquet_bytes
+from labelmill.operators.review import REVIEWS
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.review.answers import Answer, Report, shown_labels
+from labelmill.pipelines.review.cvat import read_cvat
+from labelmill.pipelines.review.estimate import estimate
+from labelmill.pipelines.review.label_studio import read_label_studio
+from labelmill.pipelines.review.manifest import Given, given_images, read_manifests
+from labelmill.pipelines.run_folder.reopen import reopen
+from labelmill.pipelines.run_folder.store import Store, parquet_bytes
 
 DECISIONS_FILE = "review/decisions.parquet"
 """Where a run keeps what people decided."""

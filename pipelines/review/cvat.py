@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import IO, Any
 from xml.etree import ElementTree
 
-from pipelines.errors import UserError
-from pipelines.exports.cvat import WORD, free_name, object_shape
-from pipelines.review.answers import Answer, Report, Returned, alike, answer, moment, shown_labels
-from pipelines.review.manifest import Given
-from pipelines.sources.cvat_shapes import OTHERS, PLACE, SHAPES, SIDES, figures, geometry, runs, turn
-from pipelines.sources.frames import Frame
-from pipelines.sources.labels import LabelError
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.exports.cvat import WORD, free_name, object_shape
+from labelmill.pipelines.review.answers import Answer, Report, Returned, alike, answer, moment, shown_labels
+from labelmill.pipelines.review.manifest import Given
+from labelmill.pipelines.sources.cvat_shapes import OTHERS, PLACE, SHAPES, SIDES, figures, geometry, runs, turn
+from labelmill.pipelines.sources.frames import Frame
+from labelmill.pipelines.sources.labels import LabelError
 
 WITHIN = 0.0101
 """Pixels by which CVAT may move what nobody touched: it writes two decimals."""

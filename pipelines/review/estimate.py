@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from operators.columns.schemas import SIDES
-from operators.measures.detections import bbox, compare
+from labelmill.operators.columns.schemas import SIDES
+from labelmill.operators.measures.detections import bbox, compare
 
 IOU = 0.5
 """From which on a model's box and a person's are about the same thing."""

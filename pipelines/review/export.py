@@ -9,20 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from operators.wording import counted
-from pipelines.engine.export_run import export_images
-from pipelines.errors import UnfinishedRun, UserError, nearest
-from pipelines.exports import exporter
-from pipelines.exports.base import Exporter
-from pipelines.exports.columns import labels_column, models_used
-from pipelines.exports.dataset import Dataset, ExportError, ExportImage, Fetch
-from pipelines.exports.files import Output, file_name
-from pipelines.exports.label_studio import LabelStudio
-from pipelines.review.collect import DECISIONS_FILE, read_decisions
-from pipelines.review.manifest import FOLDER, Details, manifest_bytes, read_manifests
-from pipelines.review.pick import Pick, pick
-from pipelines.run_folder.reopen import export_classes, reopen
-from pipelines.sources import Fetcher, open_source
+from labelmill.operators.wording import counted
+from labelmill.pipelines.engine.export_run import export_images
+from labelmill.pipelines.errors import UnfinishedRun, UserError, nearest
+from labelmill.pipelines.exports import exporter
+from labelmill.pipelines.exports.base import Exporter
+from labelmill.pipelines.exports.columns import labels_column, models_used
+from labelmill.pipelines.exports.dataset import Dataset, ExportError, ExportImage, Fetch
+from labelmill.pipelines.exports.files import Output, file_name
+from labelmill.pipelines.exports.label_studio import LabelStudio
+from labelmill.pipelines.review.collect import DECISIONS_FILE, read_decisions
+from labelmill.pipelines.review.manifest import FOLDER, Details, manifest_bytes, read_manifests
+from labelmill.pipelines.review.pick import Pick, pick
+from labelmill.pipelines.run_folder.reopen import export_classes, reopen
+from labelmill.pipelines.sources import Fetcher, open_source
 
 MANIFEST = "review.parquet"
 

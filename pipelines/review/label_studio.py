@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from operators.wording import counted
-from pipelines.errors import UserError
-from pipelines.exports.label_studio import OBJECT_TYPES, regions
-from pipelines.review.answers import Answer, Report, Returned, alike, answer, moment, shown_labels
-from pipelines.review.manifest import Given
-from pipelines.sources.labels import LabelError, numbers, polygon_mask
+from labelmill.operators.wording import counted
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.exports.label_studio import OBJECT_TYPES, regions
+from labelmill.pipelines.review.answers import Answer, Report, Returned, alike, answer, moment, shown_labels
+from labelmill.pipelines.review.manifest import Given
+from labelmill.pipelines.sources.labels import LabelError, numbers, polygon_mask
 
 WITHIN = 1e-3
 """Percent by which Label Studio may move what nobody touched: a tenth of a pixel in an image 10,000 pixels wide."""

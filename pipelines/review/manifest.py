@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.columns.schemas import DETECTIONS
-from pipelines.errors import UserError
-from pipelines.exports.dataset import ExportImage
-from pipelines.run_folder.store import Store, parquet_bytes
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.exports.dataset import ExportImage
+from labelmill.pipelines.run_folder.store import Store, parquet_bytes
 
 FOLDER = "review/given"
 """Where a run keeps them."""

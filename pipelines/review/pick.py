@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pat
 
-from operators.sampling.seeded import key_bytes, seeded_hashes
-from operators.select import DEFAULT, Select
-from pipelines.run_folder.layout import Layout, column_of
-from pipelines.run_folder.outcomes import outcomes
-from pipelines.run_folder.shards import read_shard
-from pipelines.steps import Input
+from labelmill.operators.sampling.seeded import key_bytes, seeded_hashes
+from labelmill.operators.select import DEFAULT, Select
+from labelmill.pipelines.run_folder.layout import Layout, column_of
+from labelmill.pipelines.run_folder.outcomes import outcomes
+from labelmill.pipelines.run_folder.shards import read_shard
+from labelmill.pipelines.steps import Input
 
 NEAR = 0.1
 """A score within so much of its threshold could as well have gone the other way."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.columns.schemas import LABEL_STATES
-from operators.wording import counted
-from pipelines.run_folder.shards import read_shard
-from pipelines.run_folder.store import Store
-from pipelines.sources import Entry, Refused
+from labelmill.operators.columns.schemas import LABEL_STATES
+from labelmill.operators.wording import counted
+from labelmill.pipelines.run_folder.shards import read_shard
+from labelmill.pipelines.run_folder.store import Store
+from labelmill.pipelines.sources import Entry, Refused
 
 FILE = "refused.parquet"
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.base import RowError
-from pipelines.errors import UnfinishedRun
-from pipelines.exports.columns import labels_column
-from pipelines.run_folder.layout import column_of
-from pipelines.run_folder.outcomes import outcomes
-from pipelines.run_folder.reopen import reopen
-from pipelines.run_folder.shards import read_shard
-from pipelines.sources import Fetcher
-from pipelines.steps import Input
+from labelmill.operators.errors import RowError
+from labelmill.pipelines.errors import UnfinishedRun
+from labelmill.pipelines.exports.columns import labels_column
+from labelmill.pipelines.run_folder.layout import column_of
+from labelmill.pipelines.run_folder.outcomes import outcomes
+from labelmill.pipelines.run_folder.reopen import reopen
+from labelmill.pipelines.run_folder.shards import read_shard
+from labelmill.pipelines.sources import Fetcher
+from labelmill.pipelines.steps import Input
 
 
 class FinishedRun:
@@ -115,7 +115,7 @@ class FinishedRun:
         return found
 
     def _read_size(self, key: str) -> tuple[int, int] | None:
-        from operators.images.decoded import DecodeError, image_size
+        from labelmill.operators.images.decoded import DecodeError, image_size
 
         try:
             return image_size(self._fetch(self._uris[key]))

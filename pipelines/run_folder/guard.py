@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from pipelines.errors import UserError
-from pipelines.run_folder.output_error import OutputError, is_below, output_error, removed
-from pipelines.run_folder.store import Store
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run_folder.output_error import OutputError, is_below, output_error, removed
+from labelmill.pipelines.run_folder.store import Store
 
 
 @contextmanager

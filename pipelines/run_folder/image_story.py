@@ -6,10 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.errors import UserError, nearest
-from pipelines.run_folder.layout import Layout
-from pipelines.run_folder.reopen import reopen
-from pipelines.run_folder.shards import read_shard
+from labelmill.pipelines.errors import UserError, nearest
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.run_folder.reopen import reopen
+from labelmill.pipelines.run_folder.shards import read_shard
 
 
 def explain_image(folder: str, key: str) -> dict[str, Any]:

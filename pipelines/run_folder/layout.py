@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from operators.applying.patience import Limits
-from pipelines.run_folder.shards import read_shard, shard_name, shard_numbers
-from pipelines.run_folder.store import Store
-from pipelines.steps import Input, Step
+from labelmill.operators.applying.patience import Limits
+from labelmill.pipelines.run_folder.shards import read_shard, shard_name, shard_numbers
+from labelmill.pipelines.run_folder.store import Store
+from labelmill.pipelines.steps import Input, Step
 
 UNDONE = "undone"
 """Folder below a step's where its provisional results are."""

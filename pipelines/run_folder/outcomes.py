@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from operators.wording import counted
-from pipelines.run_folder.layout import Layout, active_rows
-from pipelines.run_folder.shards import read_shard
+from labelmill.operators.wording import counted
+from labelmill.pipelines.run_folder.layout import Layout, active_rows
+from labelmill.pipelines.run_folder.shards import read_shard
 
 DECISIONS = pa.schema(
     [

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from operators.moment import kind_of
-from pipelines.errors import UserError
+from labelmill.operators.moment import kind_of
+from labelmill.pipelines.errors import UserError
 
 KEPT = "what was finished is kept: then run the same command again"
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import yaml
 
-from operators.ontology import Ontology
-from pipelines.config.pipeline import Pipeline, build_pipeline
-from pipelines.config.yaml_file import parse_yaml
-from pipelines.errors import UserError
-from pipelines.exports.columns import export_labels
-from pipelines.run_folder.layout import Layout, column_of
-from pipelines.run_folder.shards import known_shards
-from pipelines.run_folder.store import Store
-from pipelines.sources import Source
+from labelmill.operators.ontology import Ontology
+from labelmill.pipelines.config.pipeline import Pipeline, build_pipeline
+from labelmill.pipelines.config.yaml_file import parse_yaml
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.exports.columns import export_labels
+from labelmill.pipelines.run_folder.layout import Layout, column_of
+from labelmill.pipelines.run_folder.shards import known_shards
+from labelmill.pipelines.run_folder.store import Store
+from labelmill.pipelines.sources import Source
 
 PIPELINE_FILE = "pipeline.yaml"
 SUMMARY_FILE = "summary.json"

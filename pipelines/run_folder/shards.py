@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from operators.columns.schemas import SHARD
-from pipelines.errors import UserError
-from pipelines.run_folder.store import Store
-from pipelines.sources import Entry, Refused, Source
+from labelmill.operators.columns.schemas import SHARD
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run_folder.store import Store
+from labelmill.pipelines.sources import Entry, Refused, Source
 
 FOLDER = "shards"
 

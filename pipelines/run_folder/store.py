@@ -12,10 +12,10 @@ from typing import IO, Any, TypeVar, cast
 
 import pyarrow as pa
 
-from operators.applying.patience import Limits, Patience, passes
-from operators.columns.schemas import as_detections
-from pipelines.errors import UserError
-from pipelines.run_folder.output_error import OutputError, removed, telling
+from labelmill.operators.applying.patience import Limits, Patience, passes
+from labelmill.operators.columns.schemas import as_detections
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run_folder.output_error import OutputError, removed, telling
 
 TEMPORARY = ".tmp-"
 LOCK = ".lock"

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.columns.vectors import Vectors
-from pipelines.run_folder.layout import Layout
-from pipelines.steps import Input
+from labelmill.operators.columns.vectors import Vectors
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.steps import Input
 
 LISTS = 4096
 """Lists of an IVF-PQ index, at most; it has as many as the square root of its vectors up to there."""

@@ -9,16 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from operators.errors import RowError
-from operators.images.data_url import data_url
-from operators.images.decoded import decode
-from pipelines.errors import UserError
-from pipelines.run_folder.image_story import explain_image
-from pipelines.search.print import describe_index
-from pipelines.sheets import READERS, SIDE, render_sheet, write_page
-from pipelines.sources.base import in_order
-from pipelines.sources.storage import Storage
-from pipelines.sources.uri import as_location
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.data_url import data_url
+from labelmill.operators.images.decoded import decode
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run_folder.image_story import explain_image
+from labelmill.pipelines.search.print import describe_index
+from labelmill.pipelines.sheets import READERS, SIDE, render_sheet, write_page
+from labelmill.pipelines.sources.base import in_order
+from labelmill.pipelines.sources.storage import Storage
+from labelmill.pipelines.sources.uri import as_location
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.run_folder.layout import Layout
-from pipelines.run_folder.store import TEMPORARY, Store
-from pipelines.search.build import AT_LEAST, Facts, Found, Matrix, Rows, build
-from pipelines.steps import Input
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.run_folder.store import TEMPORARY, Store
+from labelmill.pipelines.search.build import AT_LEAST, Facts, Found, Matrix, Rows, build
+from labelmill.pipelines.steps import Input
 
 VERSION = 1
 """Raised when an index of the same vectors would hold something else."""

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from operators.wording import counted
+from labelmill.operators.wording import counted
 
 
 def print_search(found: dict[str, Any], console: Console) -> None:

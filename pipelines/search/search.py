@@ -13,25 +13,25 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.applying.apply import Job, apply
-from operators.applying.shard_images import ShardImages
-from operators.applying.worker import Worker
-from operators.base import ImageOperator
-from operators.columns.vectors import Vectors, holds_vectors
-from operators.engines.embedding import encoder
-from operators.errors import OperatorError
-from operators.models.card import ModelCard
-from pipelines.engine.work import load, use_threads
-from pipelines.errors import UserError, nearest
-from pipelines.run_folder.image_story import explain_image
-from pipelines.run_folder.layout import Layout, column_of
-from pipelines.run_folder.outcomes import note_decisions
-from pipelines.run_folder.reopen import reopen
-from pipelines.run_folder.shards import read_shard
-from pipelines.search.index import open_index
-from pipelines.sources.storage import Storage
-from pipelines.sources.uri import as_location
-from pipelines.steps import Input, Step
+from labelmill.operators.applying.apply import Job, apply
+from labelmill.operators.applying.shard_images import ShardImages
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.base import ImageOperator
+from labelmill.operators.columns.vectors import Vectors, holds_vectors
+from labelmill.operators.engines.embedding import encoder
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models.card import ModelCard
+from labelmill.pipelines.engine.work import load, use_threads
+from labelmill.pipelines.errors import UserError, nearest
+from labelmill.pipelines.run_folder.image_story import explain_image
+from labelmill.pipelines.run_folder.layout import Layout, column_of
+from labelmill.pipelines.run_folder.outcomes import note_decisions
+from labelmill.pipelines.run_folder.reopen import reopen
+from labelmill.pipelines.run_folder.shards import read_shard
+from labelmill.pipelines.search.index import open_index
+from labelmill.pipelines.sources.storage import Storage
+from labelmill.pipelines.sources.uri import as_location
+from labelmill.pipelines.steps import Input, Step
 
 Figures = dict[str, Any]
 Vector = NDArray[np.float32]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipelines.sources.base import Entry, Refused, Source, SourceError
+from labelmill.pipelines.sources.base import Entry, Refused, Source, SourceError
 
 if TYPE_CHECKING:
-    from pipelines.sources.fetch import Fetcher
-    from pipelines.sources.spec import SourceSpec, open_source
+    from labelmill.pipelines.sources.fetch import Fetcher
+    from labelmill.pipelines.sources.spec import SourceSpec, open_source
 
 __all__ = ["Entry", "Fetcher", "Refused", "Source", "SourceError", "SourceSpec", "open_source"]
 
@@ -20,4 +20,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"pipelines.sources.{_HOMES[name]}"), name)
+    return getattr(import_module(f"labelmill.pipelines.sources.{_HOMES[name]}"), name)

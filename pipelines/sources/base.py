@@ -11,9 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from operators.secrets import hide
-from operators.wording import counted
-from pipelines.errors import UserError
+from labelmill.operators.secrets import hide
+from labelmill.operators.wording import counted
+from labelmill.pipelines.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from pipelines.sources.base import SourceError
+from labelmill.pipelines.sources.base import SourceError
 
 CellKind = Literal["bytes", "struct", "text"]
 KEY_DIGITS = 8

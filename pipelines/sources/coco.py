@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pipelines.sources.base import (
+from labelmill.pipelines.sources.base import (
     Entry,
     Refused,
     Shape,
@@ -21,16 +21,16 @@ from pipelines.sources.base import (
     problem_text,
     valid_text,
 )
-from pipelines.sources.coco_file import CocoFile, Record, image_size_of, named, read_coco
-from pipelines.sources.coco_folder import coco_files, image_places, split_of
-from pipelines.sources.coco_labels import Taken, is_id, reach_of, read_labels
-from pipelines.sources.frames import Frame, frame_of, reading, shape_of
-from pipelines.sources.labels import LabelError
-from pipelines.sources.metadata import scalars
-from pipelines.sources.names import Names
-from pipelines.sources.storage import THREADS, Missing, Storage, Unavailable
-from pipelines.sources.uri import below, file_uri, is_http, is_remote, parent, protocol, resolve
-from pipelines.sources.walk import list_remote
+from labelmill.pipelines.sources.coco_file import CocoFile, Record, image_size_of, named, read_coco
+from labelmill.pipelines.sources.coco_folder import coco_files, image_places, split_of
+from labelmill.pipelines.sources.coco_labels import Taken, is_id, reach_of, read_labels
+from labelmill.pipelines.sources.frames import Frame, frame_of, reading, shape_of
+from labelmill.pipelines.sources.labels import LabelError
+from labelmill.pipelines.sources.metadata import scalars
+from labelmill.pipelines.sources.names import Names
+from labelmill.pipelines.sources.storage import THREADS, Missing, Storage, Unavailable
+from labelmill.pipelines.sources.uri import below, file_uri, is_http, is_remote, parent, protocol, resolve
+from labelmill.pipelines.sources.walk import list_remote
 
 SAMPLE = 20
 """Images looked for in each place where the folder of images may be."""

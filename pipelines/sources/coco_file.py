@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.sources.base import SourceError, valid_text
+from labelmill.pipelines.sources.base import SourceError, valid_text
 
 Record = dict[str, Any]
 Id = int | float | str

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from pipelines.sources.storage import Storage, Unavailable
-from pipelines.sources.uri import base_name, is_remote, join, parent
+from labelmill.pipelines.sources.storage import Storage, Unavailable
+from labelmill.pipelines.sources.uri import base_name, is_remote, join, parent
 
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",

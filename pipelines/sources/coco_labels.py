@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.sources.base import Refused, valid_text
-from pipelines.sources.coco_file import CocoFile, Record, named
-from pipelines.sources.frames import Frame, extent
-from pipelines.sources.labels import (
+from labelmill.pipelines.sources.base import Refused, valid_text
+from labelmill.pipelines.sources.coco_file import CocoFile, Record, named
+from labelmill.pipelines.sources.frames import Frame, extent
+from labelmill.pipelines.sources.labels import (
     OVERFLOW,
     LabelError,
     clip,
@@ -23,7 +23,7 @@ from pipelines.sources.labels import (
     rle_mask,
     same_objects,
 )
-from pipelines.sources.metadata import json_value
+from labelmill.pipelines.sources.metadata import json_value
 
 READ = {"id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "score"}
 """Keys of an annotation that have a place of their own."""

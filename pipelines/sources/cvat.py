@@ -9,15 +9,24 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
-from operators.wording import counted
-from pipelines.sources.base import Entry, Refused, Sizes, Source, SourceError, in_order, normal_key, problem_text
-from pipelines.sources.coco_folder import SPLITS
-from pipelines.sources.cvat_shapes import OTHERS, SHAPES, geometry, reach, turn
-from pipelines.sources.frames import Frame, extent, frame_of, shape_of
-from pipelines.sources.labels import OVERFLOW, LabelError, clip, detection, mask_box, same_objects
-from pipelines.sources.names import Names
-from pipelines.sources.storage import THREADS, Missing, Storage, Unavailable
-from pipelines.sources.uri import base_name, below, file_uri, is_http, is_remote, join, parent
+from labelmill.operators.wording import counted
+from labelmill.pipelines.sources.base import (
+    Entry,
+    Refused,
+    Sizes,
+    Source,
+    SourceError,
+    in_order,
+    normal_key,
+    problem_text,
+)
+from labelmill.pipelines.sources.coco_folder import SPLITS
+from labelmill.pipelines.sources.cvat_shapes import OTHERS, SHAPES, geometry, reach, turn
+from labelmill.pipelines.sources.frames import Frame, extent, frame_of, shape_of
+from labelmill.pipelines.sources.labels import OVERFLOW, LabelError, clip, detection, mask_box, same_objects
+from labelmill.pipelines.sources.names import Names
+from labelmill.pipelines.sources.storage import THREADS, Missing, Storage, Unavailable
+from labelmill.pipelines.sources.uri import base_name, below, file_uri, is_http, is_remote, join, parent
 
 FILE = "annotations.xml"
 LOCAL_THREADS = 4

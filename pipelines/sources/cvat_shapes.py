@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from pipelines.sources.frames import Box, Frame
-from pipelines.sources.labels import LabelError, numbers, polygon_mask, rle_mask
+from labelmill.pipelines.sources.frames import Box, Frame
+from labelmill.pipelines.sources.labels import LabelError, numbers, polygon_mask, rle_mask
 
 SHAPES = ("box", "polygon", "mask")
 OTHERS = ("polyline", "points", "ellipse", "cuboid", "skeleton")

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from operators.errors import RowError
-from operators.secrets import keep_all, keep_options, known
-from pipelines.sources.base import SourceError
-from pipelines.sources.storage import Storage, Unavailable
-from pipelines.sources.uri import parent, parse, resolve
+from labelmill.operators.errors import RowError
+from labelmill.operators.secrets import keep_all, keep_options, known
+from labelmill.pipelines.sources.base import SourceError
+from labelmill.pipelines.sources.storage import Storage, Unavailable
+from labelmill.pipelines.sources.uri import parent, parse, resolve
 
 CACHE_BYTES = 2**28
 """Image bytes of Parquet row groups that a fetcher keeps; at least the last row group."""
@@ -75,8 +75,8 @@ class Fetcher:
         raise ValueError(f"{location} has no part called {fields}")
 
     def _dataset_cell(self, folder: str, split: str, row: int, column: str) -> bytes | str | None:
-        from pipelines.sources.cells import cell_value
-        from pipelines.sources.huggingface import load_saved
+        from labelmill.pipelines.sources.cells import cell_value
+        from labelmill.pipelines.sources.huggingface import load_saved
 
         with self._lock:
             if folder not in self._datasets:
@@ -102,7 +102,7 @@ class RowGroups:
 
     def cell(self, location: str, row: int, column: str) -> bytes | str | None:
         """The bytes, or the path or URL, in a cell. Raises: Unavailable, Missing."""
-        from pipelines.sources.cells import cell_value
+        from labelmill.pipelines.sources.cells import cell_value
 
         group, first = self._group_of(location, row)
         mine: Future[Any] = Future()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.sources.base import Entry, Source, SourceError, valid_text
-from pipelines.sources.storage import Storage
-from pipelines.sources.uri import file_uri, is_http, is_remote, join
-from pipelines.sources.walk import image_suffixes, is_image_name, walk
+from labelmill.pipelines.sources.base import Entry, Source, SourceError, valid_text
+from labelmill.pipelines.sources.storage import Storage
+from labelmill.pipelines.sources.uri import file_uri, is_http, is_remote, join
+from labelmill.pipelines.sources.walk import image_suffixes, is_image_name, walk
 
 OTHER_KINDS = {
     ".parquet": "parquet",
@@ -72,7 +72,7 @@ class FolderSource(Source):
 
     def _labels_aside(self, aside: list[str]) -> str | None:
         """What to say of files that look like labels of these images, which this source does not read."""
-        from pipelines.sources.guess import guess_kind
+        from labelmill.pipelines.sources.guess import guess_kind
 
         _, kind = guess_kind(self.root, self.storage)
         if kind != "folder":

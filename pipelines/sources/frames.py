@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.sources.base import Shape, Size, Sizes
-from pipelines.sources.labels import LabelError, stored_shape
-from pipelines.sources.storage import Storage
+from labelmill.pipelines.sources.base import Shape, Size, Sizes
+from labelmill.pipelines.sources.labels import LabelError, stored_shape
+from labelmill.pipelines.sources.storage import Storage
 
 Box = tuple[float, float, float, float]
 

@@ -6,11 +6,11 @@ import re
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from pipelines.sources.storage import Storage, Unavailable
-from pipelines.sources.uri import is_http, is_remote, join
+from labelmill.pipelines.sources.storage import Storage, Unavailable
+from labelmill.pipelines.sources.uri import is_http, is_remote, join
 
 if TYPE_CHECKING:
-    from pipelines.sources.spec import Kind
+    from labelmill.pipelines.sources.spec import Kind
 
 SNIFF = 4096
 
@@ -51,7 +51,7 @@ def _begins_with_list(where: str, storage: Storage) -> bool:
 
 
 def _is_yolo(where: str, storage: Storage) -> bool:
-    from pipelines.sources.yolo_data import is_yolo_folder
+    from labelmill.pipelines.sources.yolo_data import is_yolo_folder
 
     return is_yolo_folder(storage, where)
 
@@ -71,14 +71,14 @@ def _is_cvat(where: str, storage: Storage) -> bool:
 
 
 def _is_label_studio(where: str, storage: Storage) -> bool:
-    from pipelines.sources.label_studio import TASKS
+    from labelmill.pipelines.sources.label_studio import TASKS
 
     found = [join(where, name) for name in storage.names(where) if TASKS.fullmatch(name)]
     return bool(found) and _begins_with_list(found[0], storage)
 
 
 def _is_coco(where: str, storage: Storage) -> bool:
-    from pipelines.sources.coco_folder import coco_files, looks_like_coco
+    from labelmill.pipelines.sources.coco_folder import coco_files, looks_like_coco
 
     return any(looks_like_coco(storage, file) for file in coco_files(storage, where))
 

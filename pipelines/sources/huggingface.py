@@ -8,13 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.sources.base import Entry, Refused, Source, SourceError, problem_text, valid_text
-from pipelines.sources.cells import cell_kind, cell_value, image_column, row_name
-from pipelines.sources.labels import LabelError, bytes_shape, stored_shape
-from pipelines.sources.metadata import said_size, scalar_columns, scalars
-from pipelines.sources.object_rows import CLASS_KEYS, objects_column, read_objects, unread_boxes
-from pipelines.sources.storage import Storage, Unavailable
-from pipelines.sources.uri import is_remote, member_uri, resolve
+from labelmill.pipelines.sources.base import Entry, Refused, Source, SourceError, problem_text, valid_text
+from labelmill.pipelines.sources.cells import cell_kind, cell_value, image_column, row_name
+from labelmill.pipelines.sources.labels import LabelError, bytes_shape, stored_shape
+from labelmill.pipelines.sources.metadata import said_size, scalar_columns, scalars
+from labelmill.pipelines.sources.object_rows import CLASS_KEYS, objects_column, read_objects, unread_boxes
+from labelmill.pipelines.sources.storage import Storage, Unavailable
+from labelmill.pipelines.sources.uri import is_remote, member_uri, resolve
 
 BATCH_ROWS = 256
 SPLITS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}

@@ -10,10 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from pipelines.sources.base import Entry, Refused, Shape, Sizes, Source, SourceError, in_order, normal_key, problem_text
-from pipelines.sources.coco_folder import SPLITS
-from pipelines.sources.frames import same_aspect, shape_of
-from pipelines.sources.labels import (
+from labelmill.pipelines.sources.base import (
+    Entry,
+    Refused,
+    Shape,
+    Sizes,
+    Source,
+    SourceError,
+    in_order,
+    normal_key,
+    problem_text,
+)
+from labelmill.pipelines.sources.coco_folder import SPLITS
+from labelmill.pipelines.sources.frames import same_aspect, shape_of
+from labelmill.pipelines.sources.labels import (
     OVERFLOW,
     LabelError,
     clip,
@@ -23,9 +33,9 @@ from pipelines.sources.labels import (
     polygon_mask,
     same_objects,
 )
-from pipelines.sources.names import Names
-from pipelines.sources.storage import THREADS, Missing, Storage, Unavailable
-from pipelines.sources.uri import below, file_uri, is_http, is_remote, join, parent, protocol
+from labelmill.pipelines.sources.names import Names
+from labelmill.pipelines.sources.storage import THREADS, Missing, Storage, Unavailable
+from labelmill.pipelines.sources.uri import below, file_uri, is_http, is_remote, join, parent, protocol
 
 LOCAL_THREADS = 4
 TASKS = re.compile(r"(tasks(_[\w.-]+)?|project-.*)\.json")

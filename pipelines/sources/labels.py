@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.sources.base import Shape, valid_text
-from pipelines.sources.storage import Storage
+from labelmill.pipelines.sources.base import Shape, valid_text
+from labelmill.pipelines.sources.storage import Storage
 
 HEADER_BYTES = 128 * 1024
 OVERFLOW = 1.0
@@ -264,7 +264,7 @@ def bytes_size(data: bytes) -> tuple[int, int]:
 
 def bytes_shape(data: bytes) -> Shape:
     """Size and orientation of an encoded image. Raises: LabelError."""
-    from operators.images.decoded import DecodeError, image_orientation, image_size
+    from labelmill.operators.images.decoded import DecodeError, image_orientation, image_size
 
     try:
         return Shape(image_size(data), image_orientation(data))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.sources.base import valid_text
+from labelmill.pipelines.sources.base import valid_text
 
 MAX_TEXT = 2000
 """Longest string that is carried; longer ones are cut and end in ``…``."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from pipelines.sources.storage import Storage
-from pipelines.sources.uri import is_remote, join, protocol, resolve
+from labelmill.pipelines.sources.storage import Storage
+from labelmill.pipelines.sources.uri import is_remote, join, protocol, resolve
 
 
 class Names:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.columns.schemas import DETECTION, SIDES
-from pipelines.sources.base import Refused, Shape, valid_text
-from pipelines.sources.frames import Frame, extent, frame_of
-from pipelines.sources.labels import (
+from labelmill.operators.columns.schemas import DETECTION, SIDES
+from labelmill.pipelines.sources.base import Refused, Shape, valid_text
+from labelmill.pipelines.sources.frames import Frame, extent, frame_of
+from labelmill.pipelines.sources.labels import (
     OVERFLOW,
     LabelError,
     clip,

@@ -10,16 +10,16 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from operators.wording import counted
-from pipelines.sources.base import Entry, Refused, Source, SourceError, in_order, normal_key, problem_text
-from pipelines.sources.cells import cell_kind, cell_value, image_column, row_name
-from pipelines.sources.coco_folder import SPLITS
-from pipelines.sources.labels import LabelError, bytes_shape, stored_shape
-from pipelines.sources.metadata import said_size, scalar_columns, scalars
-from pipelines.sources.object_rows import CLASS_KEYS, objects_column, read_objects, unread_boxes
-from pipelines.sources.patterns import Container, locate
-from pipelines.sources.storage import Storage, Unavailable
-from pipelines.sources.uri import file_uri, is_remote, member_uri, parent, resolve
+from labelmill.operators.wording import counted
+from labelmill.pipelines.sources.base import Entry, Refused, Source, SourceError, in_order, normal_key, problem_text
+from labelmill.pipelines.sources.cells import cell_kind, cell_value, image_column, row_name
+from labelmill.pipelines.sources.coco_folder import SPLITS
+from labelmill.pipelines.sources.labels import LabelError, bytes_shape, stored_shape
+from labelmill.pipelines.sources.metadata import said_size, scalar_columns, scalars
+from labelmill.pipelines.sources.object_rows import CLASS_KEYS, objects_column, read_objects, unread_boxes
+from labelmill.pipelines.sources.patterns import Container, locate
+from labelmill.pipelines.sources.storage import Storage, Unavailable
+from labelmill.pipelines.sources.uri import file_uri, is_remote, member_uri, parent, resolve
 
 ROW_GROUP_BYTES = 2**28
 """Row groups with more image bytes than this are worth a note: a worker holds one in memory."""

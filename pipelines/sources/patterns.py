@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from pipelines.sources.base import SourceError
-from pipelines.sources.storage import Storage
-from pipelines.sources.uri import is_http, parent
-from pipelines.sources.walk import walk
+from labelmill.pipelines.sources.base import SourceError
+from labelmill.pipelines.sources.storage import Storage
+from labelmill.pipelines.sources.uri import is_http, parent
+from labelmill.pipelines.sources.walk import walk
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.sources.base import Entry, Refused, Sizes
+from labelmill.pipelines.sources.base import Entry, Refused, Sizes
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def read_labels(where: str, sizes: Sizes | None = None) -> Labels:
     Raises:
         pipelines.sources.base.SourceError: It is not there, or nothing of it can be read.
     """
-    from pipelines.sources.guess import guess_kind
-    from pipelines.sources.spec import SourceSpec, open_source
+    from labelmill.pipelines.sources.guess import guess_kind
+    from labelmill.pipelines.sources.spec import SourceSpec, open_source
 
     location, kind = guess_kind(where)
     spec = SourceSpec.model_validate({kind: location})

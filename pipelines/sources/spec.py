@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from pipelines.sources.base import Sizes, Source
-from pipelines.sources.uri import as_location, has_user
+from labelmill.pipelines.sources.base import Sizes, Source
+from labelmill.pipelines.sources.uri import as_location, has_user
 
 Kind = Literal["folder", "coco", "yolo", "voc", "cvat", "label_studio", "parquet", "webdataset", "huggingface"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -119,50 +119,50 @@ def open_source(spec: SourceSpec, sizes: Sizes | None = None) -> Source:
         spec: What it is and where.
         sizes: Width and height of the upright image by key, where labels are read whose images are not beside them.
     """
-    from pipelines.sources.storage import Storage
+    from labelmill.pipelines.sources.storage import Storage
 
     storage = Storage(spec.storage_options)
     if spec.folder is not None:
-        from pipelines.sources.folder import FolderSource
+        from labelmill.pipelines.sources.folder import FolderSource
 
         return FolderSource(as_location(spec.folder), storage)
     if spec.coco is not None:
-        from pipelines.sources.coco import CocoSource
+        from labelmill.pipelines.sources.coco import CocoSource
 
         images, given = spec.coco.images, spec.coco.annotations
         annotations = [as_location(each) for each in ([given] if isinstance(given, str) else given)]
         return CocoSource(annotations, images and as_location(images), storage, sizes, spec.rescale)
     if spec.yolo is not None:
-        from pipelines.sources.yolo import YoloSource
+        from labelmill.pipelines.sources.yolo import YoloSource
 
         return YoloSource(as_location(spec.yolo), storage)
     if spec.voc is not None:
-        from pipelines.sources.voc import VocSource
+        from labelmill.pipelines.sources.voc import VocSource
 
         return VocSource(as_location(spec.voc), storage, spec.rescale)
     if spec.cvat is not None:
-        from pipelines.sources.cvat import CvatSource
+        from labelmill.pipelines.sources.cvat import CvatSource
 
         return CvatSource(as_location(spec.cvat), storage, sizes, spec.rescale)
     if spec.label_studio is not None:
-        from pipelines.sources.label_studio import LabelStudioSource
+        from labelmill.pipelines.sources.label_studio import LabelStudioSource
 
         return LabelStudioSource(as_location(spec.label_studio), storage, sizes)
     if spec.parquet is not None:
-        from pipelines.sources.parquet import ParquetSource
+        from labelmill.pipelines.sources.parquet import ParquetSource
 
         return ParquetSource(as_location(spec.parquet), spec.image, spec.key, storage, spec.rescale)
     if spec.webdataset is not None:
-        from pipelines.sources.webdataset import WebDatasetSource
+        from labelmill.pipelines.sources.webdataset import WebDatasetSource
 
         patterns = [spec.webdataset] if isinstance(spec.webdataset, str) else spec.webdataset
         return WebDatasetSource([as_location(pattern) for pattern in patterns], storage, spec.rescale)
     if spec.huggingface is not None:
-        from pipelines.sources.huggingface import HuggingFaceSource, holds_parquet_alone
+        from labelmill.pipelines.sources.huggingface import HuggingFaceSource, holds_parquet_alone
 
         folder = as_location(spec.huggingface)
         if holds_parquet_alone(folder, storage):  # as `load_dataset` reads it, and the export `huggingface` writes it
-            from pipelines.sources.parquet import ParquetSource
+            from labelmill.pipelines.sources.parquet import ParquetSource
 
             return ParquetSource(folder, spec.image, spec.key, storage, spec.rescale)
         return HuggingFaceSource(as_location(spec.huggingface), spec.image, storage, spec.rescale)

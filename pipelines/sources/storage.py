@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
-from operators.moment import retry_after
-from operators.wording import counted
-from pipelines.sources.base import SourceError
-from pipelines.sources.uri import REMOTE, base_name, is_http, is_remote, parent, protocol
+from labelmill.operators.moment import retry_after
+from labelmill.operators.wording import counted
+from labelmill.pipelines.sources.base import SourceError
+from labelmill.pipelines.sources.uri import REMOTE, base_name, is_http, is_remote, parent, protocol
 
 Result = TypeVar("Result")
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
-from pipelines.sources.base import Entry, Refused, Source, SourceError, in_order, normal_key, problem_text
-from pipelines.sources.frames import Frame, extent, frame_of
-from pipelines.sources.labels import LARGEST, OVERFLOW, LabelError, clip, detection, stored_shape
-from pipelines.sources.storage import THREADS, Storage, Unavailable
-from pipelines.sources.uri import file_uri, is_http, is_remote, join
-from pipelines.sources.walk import Found, is_image_name, walk
+from labelmill.pipelines.sources.base import Entry, Refused, Source, SourceError, in_order, normal_key, problem_text
+from labelmill.pipelines.sources.frames import Frame, extent, frame_of
+from labelmill.pipelines.sources.labels import LARGEST, OVERFLOW, LabelError, clip, detection, stored_shape
+from labelmill.pipelines.sources.storage import THREADS, Storage, Unavailable
+from labelmill.pipelines.sources.uri import file_uri, is_http, is_remote, join
+from labelmill.pipelines.sources.walk import Found, is_image_name, walk
 
 SPLITS = ("train", "val", "test")
 LOCAL_THREADS = 4

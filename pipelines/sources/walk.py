@@ -8,9 +8,9 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pipelines.sources.base import SourceError
-from pipelines.sources.storage import Storage, local_version, remote_info
-from pipelines.sources.uri import is_http, is_remote, protocol
+from labelmill.pipelines.sources.base import SourceError
+from labelmill.pipelines.sources.storage import Storage, local_version, remote_info
+from labelmill.pipelines.sources.uri import is_http, is_remote, protocol
 
 HEIF_SUFFIXES = (".heic", ".heics", ".heif", ".heifs", ".hif", ".avif")
 NOT_BY_PILLOW_ALONE = ("EPS", "MPEG")

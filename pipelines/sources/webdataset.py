@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from operators.wording import counted
-from pipelines.sources.base import (
+from labelmill.operators.wording import counted
+from labelmill.pipelines.sources.base import (
     Entry,
     Refused,
     Shape,
@@ -21,13 +21,13 @@ from pipelines.sources.base import (
     problem_text,
     valid_text,
 )
-from pipelines.sources.labels import LabelError, bytes_shape
-from pipelines.sources.metadata import bounded_text, json_value, said_size
-from pipelines.sources.object_rows import read_objects
-from pipelines.sources.patterns import Container, locate
-from pipelines.sources.storage import FileInfo, Storage, Unavailable
-from pipelines.sources.uri import is_http, is_remote, join, member_uri, parent
-from pipelines.sources.walk import is_hidden, is_image_name
+from labelmill.pipelines.sources.labels import LabelError, bytes_shape
+from labelmill.pipelines.sources.metadata import bounded_text, json_value, said_size
+from labelmill.pipelines.sources.object_rows import read_objects
+from labelmill.pipelines.sources.patterns import Container, locate
+from labelmill.pipelines.sources.storage import FileInfo, Storage, Unavailable
+from labelmill.pipelines.sources.uri import is_http, is_remote, join, member_uri, parent
+from labelmill.pipelines.sources.walk import is_hidden, is_image_name
 
 MAX_SIDECAR = 64 * 1024
 """Bytes of a .json, .txt or .cls beside an image that are carried as metadata."""

@@ -7,14 +7,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.sources.base import Entry, Refused, Source, SourceError, in_order, normal_key, problem_text
-from pipelines.sources.labels import OVERFLOW, LabelError, stored_size
-from pipelines.sources.names import Names
-from pipelines.sources.storage import THREADS, Missing, Storage, Unavailable
-from pipelines.sources.uri import below, file_uri, is_http, is_remote, join, parent, resolve
-from pipelines.sources.walk import Found, is_image_name, walk
-from pipelines.sources.yolo_data import ALL, FOLDER, class_names, find_document, keypoint_values, read_document
-from pipelines.sources.yolo_labels import parse_labels, to_detection
+from labelmill.pipelines.sources.base import Entry, Refused, Source, SourceError, in_order, normal_key, problem_text
+from labelmill.pipelines.sources.labels import OVERFLOW, LabelError, stored_size
+from labelmill.pipelines.sources.names import Names
+from labelmill.pipelines.sources.storage import THREADS, Missing, Storage, Unavailable
+from labelmill.pipelines.sources.uri import below, file_uri, is_http, is_remote, join, parent, resolve
+from labelmill.pipelines.sources.walk import Found, is_image_name, walk
+from labelmill.pipelines.sources.yolo_data import (
+    ALL,
+    FOLDER,
+    class_names,
+    find_document,
+    keypoint_values,
+    read_document,
+)
+from labelmill.pipelines.sources.yolo_labels import parse_labels, to_detection
 
 SPLITS = ("train", "val", "test")
 LOCAL_THREADS = 4

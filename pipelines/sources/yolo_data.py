@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.sources.base import SourceError, valid_text
-from pipelines.sources.storage import Missing, Storage, Unavailable
-from pipelines.sources.uri import base_name, join
-from pipelines.sources.walk import is_image_name
+from labelmill.pipelines.sources.base import SourceError, valid_text
+from labelmill.pipelines.sources.storage import Missing, Storage, Unavailable
+from labelmill.pipelines.sources.uri import base_name, join
+from labelmill.pipelines.sources.walk import is_image_name
 
 FOLDER = "folder of images and labels"
 """Key of a document that no file holds: `ALL` where its images are in no split, else True."""
@@ -96,7 +96,7 @@ def is_yolo_folder(storage: Storage, folder: str) -> bool:
 
 
 def _has_label_files(storage: Storage, folder: str) -> bool:
-    from pipelines.sources.walk import walk
+    from labelmill.pipelines.sources.walk import walk
 
     stems: dict[bool, set[str]] = {True: set(), False: set()}
     for number, found in enumerate(walk(storage, folder, lambda _: None)):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.sources.labels import LabelError, clip, detection, mask_box, painted_mask
+from labelmill.pipelines.sources.labels import LabelError, clip, detection, mask_box, painted_mask
 
 TOLERANCE = 0.01
 """By how much a relative coordinate may leave 0…1 and still be clipped rather than refused."""

@@ -21,9 +21,9 @@ def looked_at(folder: str, *steps: Any) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from operators.applying.apply import Job, apply_together
-    from operators.applying.shard_images import ShardImages
-    from operators.applying.worker import Worker
+    from labelmill.operators.applying.apply import Job, apply_together
+    from labelmill.operators.applying.shard_images import ShardImages
+    from labelmill.operators.applying.worker import Worker
 
     workers, paths = [Worker(step) for step in steps], sorted(Path(folder).iterdir())
     tables = []
@@ -44,7 +44,7 @@ def looked_at(folder: str, *steps: Any) -> Any:
 
 
 def inspector() -> Any:
-    from operators.inspect import Inspect
+    from labelmill.operators.inspect import Inspect
 
     operator = Inspect(Inspect.Params())
     operator.load()
@@ -55,9 +55,9 @@ def embedder() -> Any:
     """`embed` with the CLIP miniature, which learned on other scenes of the drawn world which pictures are copies."""
     import torch
 
-    from operators.embed import Embed
-    from operators.models import load_card
-    from operators.models.card import ROOT
+    from labelmill.operators.embed import Embed
+    from labelmill.operators.models import load_card
+    from labelmill.operators.models.card import ROOT
 
     torch.set_num_threads(1)
     card = load_card(ROOT / "conf" / "models" / "clip-miniature.yaml")
@@ -70,7 +70,7 @@ def deduplicated(table: Any, **params: Any) -> Any:
     """The rows that `deduplicate` decided about first: image_id, key, group."""
     import pyarrow as pa
 
-    from operators.deduplicate import Deduplicate
+    from labelmill.operators.deduplicate import Deduplicate
 
     operator = Deduplicate(Deduplicate.Params.model_validate(params))
     new = table.select(["image_id", "key", *operator.reads()])
@@ -101,7 +101,7 @@ def copies(request: Request) -> Any:
     import pillow_heif  # noqa: F401
     import xxhash  # noqa: F401
 
-    import operators.deduplicate  # noqa: F401
+    import labelmill.operators.deduplicate  # noqa: F401
 
     steps: list[Any] = []
     params: dict[str, Any] = {}
@@ -121,7 +121,7 @@ def copies(request: Request) -> Any:
 
 
 def issues(request: Request) -> Any:
-    from operators.odd_size import OddSize
+    from labelmill.operators.odd_size import OddSize
 
     copies({**request, "by": "hashes"})  # imports
     inspect = inspector()
@@ -153,7 +153,7 @@ def vectors(request: Request) -> Any:
     import threadpoolctl  # noqa: F401
     import torch
 
-    import operators.deduplicate  # noqa: F401
+    import labelmill.operators.deduplicate  # noqa: F401
 
     torch.set_num_threads(1)
     rows = np.load(request["vectors"])
@@ -172,7 +172,7 @@ def hashes(request: Request) -> Any:
     import numpy as np
     import pyarrow as pa
 
-    import operators.deduplicate  # noqa: F401
+    import labelmill.operators.deduplicate  # noqa: F401
 
     values = np.load(request["hashes"])
     keys = [f"{row:09d}" for row in range(len(values))]

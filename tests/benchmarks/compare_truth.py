@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from operators.miniatures.write import write_world
+from labelmill.operators.miniatures.write import write_world
 from tests.benchmarks.near_duplicates import draw_hashes, write_vectors
 
 ISSUES = ("dark", "light", "blurry", "low_information", "grayscale", "odd_aspect_ratio", "odd_size")

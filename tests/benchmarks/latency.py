@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 
-from operators.applying.apply import Job, apply
-from operators.applying.fetch_ahead import UNDER_WAY, FetchAhead
-from operators.applying.shard_images import ShardImages
-from operators.applying.worker import Worker
-from operators.inspect import Inspect
+from labelmill.operators.applying.apply import Job, apply
+from labelmill.operators.applying.fetch_ahead import UNDER_WAY, FetchAhead
+from labelmill.operators.applying.shard_images import ShardImages
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.inspect import Inspect
 from tests.drawing import encode, noise
 
 

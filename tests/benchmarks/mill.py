@@ -64,8 +64,8 @@ def bare_loop(paths: list[str]) -> int:
     import torch
 
     torch.set_num_threads(1)
-    from operators.images.decoded import decode
-    from pipelines.config.pipeline import load_pipeline
+    from labelmill.operators.images.decoded import decode
+    from labelmill.pipelines.config.pipeline import load_pipeline
 
     steps = load_pipeline(os.environ["BENCH_PIPELINE"]).steps
     for step in steps:

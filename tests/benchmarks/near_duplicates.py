@@ -34,7 +34,7 @@ import pyarrow as pa
 from tests.benchmarks.mill import watch_memory
 
 if TYPE_CHECKING:
-    from operators.base import Tasks
+    from labelmill.operators.base import Tasks
 
 DIMENSIONS = 512
 THRESHOLD = 0.95
@@ -77,9 +77,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def vectors(count: int, memory_gb: float, tasks: bool) -> dict[str, float]:
     """Deduplicate so many vectors."""
-    from operators.columns.vectors import Vectors
-    from operators.duplicates.near_vectors import NearVectors
-    from operators.duplicates.representatives import choose
+    from labelmill.operators.columns.vectors import Vectors
+    from labelmill.operators.duplicates.near_vectors import NearVectors
+    from labelmill.operators.duplicates.representatives import choose
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vectors.arrow"
@@ -103,8 +103,8 @@ def vectors(count: int, memory_gb: float, tasks: bool) -> dict[str, float]:
 
 def hashes(count: int) -> dict[str, float]:
     """Deduplicate so many hashes."""
-    from operators.duplicates.near_hashes import NearHashes
-    from operators.duplicates.representatives import choose
+    from labelmill.operators.duplicates.near_hashes import NearHashes
+    from labelmill.operators.duplicates.representatives import choose
 
     found, source, copy = draw_hashes(count)
     began = time.perf_counter()
@@ -180,8 +180,8 @@ def _memory() -> float:
 
 @contextmanager
 def _tasks(folder: Path) -> Iterator[Tasks]:
-    from pipelines.engine.on_ray import ray_session
-    from pipelines.engine.ray_tasks import RayTasks
+    from labelmill.pipelines.engine.on_ray import ray_session
+    from labelmill.pipelines.engine.ray_tasks import RayTasks
 
     (folder / "partitions").mkdir()
     with ray_session(None, None, verbose=False):

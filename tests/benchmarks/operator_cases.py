@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from operators import registry
-from operators.columns.schemas import SIDES
-from operators.engines.pretrained import silence
-from operators.models.card import ROOT, ModelCard, load_card
-from operators.models.device import seeded
+from labelmill.operators import registry
+from labelmill.operators.columns.schemas import SIDES
+from labelmill.operators.engines.pretrained import silence
+from labelmill.operators.models.card import ROOT, ModelCard, load_card
+from labelmill.operators.models.device import seeded
 from tests.benchmarks import operator_forwards as forwards
 from tests.operators.engines.segmentation import tiny_sams
 

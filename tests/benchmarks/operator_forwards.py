@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from operators.models.device import inference
+from labelmill.operators.models.device import inference
 
 Forward = Callable[[], Any]
 Loop = Callable[[Path, np.ndarray], Any]
@@ -122,7 +122,7 @@ def read(operator: Any, items: Sequence[Any]) -> Forward:
 
 def gaze(operator: Any, items: Sequence[Any]) -> Forward:
     """L2CS-Net on faces of the model's size."""
-    from operators.engines.gaze.l2cs import FACES, enlarge, normalise
+    from labelmill.operators.engines.gaze.l2cs import FACES, enlarge, normalise
 
     engine = operator._estimator
     faces = torch.from_numpy(np.concatenate([item.faces for item in items])).to(engine.device)
@@ -132,7 +132,7 @@ def gaze(operator: Any, items: Sequence[Any]) -> Forward:
 
 def ask(operator: Any, items: Sequence[Any]) -> Forward:
     """One pass over image and prompt: what a choice between answers of one token takes."""
-    from operators.engines.image_text_to_text.generation import batched
+    from labelmill.operators.engines.image_text_to_text.generation import batched
 
     engine = operator._engine
     batch = batched(items, engine.device, engine.dtype)
@@ -154,7 +154,7 @@ def _run(engine: Any, forward: Forward) -> Any:
 
 def open_clip_loop(operator: Any) -> Loop:
     """open_clip's own transform and `encode_image`."""
-    from operators.engines.embedding import open_clip as engine
+    from labelmill.operators.engines.embedding import open_clip as engine
 
     card, device = operator.params.model, operator._encoder.device
     model, transform = engine.build(card).to(device), engine.image_transform_of(engine.settings(card))
@@ -171,8 +171,8 @@ def grounding_dino_loop(operator: Any) -> Loop:
     """transformers' processor, model and post-processing."""
     from transformers import GroundingDinoImageProcessor, GroundingDinoProcessor
 
-    from operators.engines.detection import grounding_dino_model
-    from operators.engines.detection.grounding_dino import Preprocess
+    from labelmill.operators.engines.detection import grounding_dino_model
+    from labelmill.operators.engines.detection.grounding_dino import Preprocess
 
     card, engine = operator.params.model, operator._engine
     look = card.section("preprocess", Preprocess)

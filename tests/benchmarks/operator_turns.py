@@ -94,7 +94,7 @@ class Applied:
     def __init__(self, case: Case, operator: Any, paths: list[Path], cores: int) -> None:
         import torch
 
-        from operators.applying.worker import Worker
+        from labelmill.operators.applying.worker import Worker
 
         self._case, self._operator, self._paths = case, operator, paths
         self._gpu = torch.cuda.is_available()
@@ -106,9 +106,9 @@ class Applied:
         """Apply the operator to the images of a turn, as a worker applies it to a shard."""
         import pyarrow as pa
 
-        from operators.applying.apply import Job, apply
-        from operators.applying.shard_images import ShardImages
-        from operators.columns.schemas import DETECTIONS
+        from labelmill.operators.applying.apply import Job, apply
+        from labelmill.operators.applying.shard_images import ShardImages
+        from labelmill.operators.columns.schemas import DETECTIONS
 
         count = images or self._images()
         paths = [self._paths[index % len(self._paths)] for index in range(count)]
@@ -126,7 +126,7 @@ class Applied:
 
     def bare(self) -> Callable[[], int]:
         """The bare pass over as many ready images as `run` sees."""
-        from operators.images.decoded import decode
+        from labelmill.operators.images.decoded import decode
 
         batch = self.worker.batch
         items = []

@@ -10,17 +10,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from operators.applying.apply import Job, apply
-from operators.applying.shard_images import ShardImages
-from operators.applying.worker import Worker
-from operators.ask import Ask
-from operators.engines.image_text_to_text import transformers_model as engine
-from operators.engines.image_text_to_text import word_tokenizer
-from operators.engines.image_text_to_text.json_answer import JsonAnswer
-from operators.errors import OperatorError, RowError
-from operators.images.decoded import DecodedImage
-from operators.models import ModelCard, ModelError, load_card
-from operators.models.card import ROOT, Weights
+from labelmill.operators.applying.apply import Job, apply
+from labelmill.operators.applying.shard_images import ShardImages
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.ask import Ask
+from labelmill.operators.engines.image_text_to_text import transformers_model as engine
+from labelmill.operators.engines.image_text_to_text import word_tokenizer
+from labelmill.operators.engines.image_text_to_text.json_answer import JsonAnswer
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.models.card import ROOT, Weights
 from tests.drawing import picture
 from tests.operators.engines.image_text_to_text import tiny_vlms
 

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.applying.results import join_result
-from operators.balance import Balance
-from operators.base import Decision
-from operators.columns.image_classes import NONE
-from operators.columns.schemas import DETECTIONS, embedding
-from operators.columns.vectors import Vectors
-from operators.errors import OperatorError
+from labelmill.operators.applying.results import join_result
+from labelmill.operators.balance import Balance
+from labelmill.operators.base import Decision
+from labelmill.operators.columns.image_classes import NONE
+from labelmill.operators.columns.schemas import DETECTIONS, embedding
+from labelmill.operators.columns.vectors import Vectors
+from labelmill.operators.errors import OperatorError
 
 CLASSES = pa.list_(pa.string())
 

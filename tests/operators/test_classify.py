@@ -8,13 +8,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from operators.applying.results import to_array
-from operators.classify import Classify
-from operators.columns.schemas import embedding
-from operators.engines.embedding import open_clip as engine
-from operators.errors import OperatorError
-from operators.models import load_card
-from operators.models.card import ROOT
+from labelmill.operators.applying.results import to_array
+from labelmill.operators.classify import Classify
+from labelmill.operators.columns.schemas import embedding
+from labelmill.operators.engines.embedding import open_clip as engine
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models import load_card
+from labelmill.operators.models.card import ROOT
 
 RANDOM = load_card(ROOT / "conf" / "models" / "clip-random.yaml")
 WIDTH = 32

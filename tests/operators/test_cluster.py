@@ -11,12 +11,12 @@ import pytest
 from pydantic import ValidationError
 from sklearn.metrics import adjusted_rand_score
 
-from operators import cluster as module
-from operators.cluster import Cluster
-from operators.columns.schemas import embedding
-from operators.errors import OperatorError
-from operators.models import load_card
-from operators.models.card import ROOT
+from labelmill.operators import cluster as module
+from labelmill.operators.cluster import Cluster
+from labelmill.operators.columns.schemas import embedding
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models import load_card
+from labelmill.operators.models.card import ROOT
 from tests.operators.clustering.planted import planted, unit
 from tests.operators.clustering.steps import NAMED, SEVERAL, SIZES, WIDTH, build, earlier, run, table, values
 
@@ -69,7 +69,7 @@ def test_the_number_of_threads_does_not_matter(params: dict[str, Any], monkeypat
     import faiss
     from threadpoolctl import threadpool_limits
 
-    from operators.clustering import neighbours
+    from labelmill.operators.clustering import neighbours
 
     monkeypatch.setattr(neighbours, "EXACT", 100)
     monkeypatch.setattr(neighbours, "CELL", 8)
@@ -257,7 +257,7 @@ def test_large_datasets_are_judged_by_a_sample(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_names_are_the_nearest_of_the_vocabulary() -> None:
-    from operators.engines.embedding.encoder import text_encoder
+    from labelmill.operators.engines.embedding.encoder import text_encoder
 
     texts = text_encoder(NAMED["model"]).encode([f"a photo of a {name}." for name in NAMED["vocabulary"]])
     random = np.random.default_rng(0)
@@ -274,9 +274,9 @@ def test_names_are_the_nearest_of_the_vocabulary() -> None:
 def test_drawn_things_are_grouped_and_named(params: dict[str, Any]) -> None:
     from PIL import Image
 
-    from operators.engines.embedding.encoder import image_encoder
-    from operators.miniatures.crops import draw_object
-    from operators.miniatures.objects import colours, kinds
+    from labelmill.operators.engines.embedding.encoder import image_encoder
+    from labelmill.operators.miniatures.crops import draw_object
+    from labelmill.operators.miniatures.objects import colours, kinds
 
     card = load_card(ROOT / "conf" / "models" / "clip-miniature.yaml")
     things = [("car", "red"), ("boat", "blue"), ("bottle", "yellow"), ("fish", "purple")]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from operators.base import TableResult
+from labelmill.operators.base import TableResult
 from tests.operators.clustering.planted import planted, unit
 from tests.operators.clustering.steps import NAMED, SEVERAL, SIZES, WIDTH, build, earlier, run, table, values
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.base import KEPT, TableResult
-from operators.columns.schemas import DETECTIONS
-from operators.deduplicate import Deduplicate
+from labelmill.operators.base import KEPT, TableResult
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.deduplicate import Deduplicate
 from tests.operators.engines.image_text_to_text.generations import earlier
 
 SCHEMA = pa.schema(

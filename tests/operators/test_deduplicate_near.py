@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from operators.base import TableResult
-from operators.columns.schemas import embedding
-from operators.columns.vectors import INFINITE, MISSING, ZERO
-from operators.deduplicate import Deduplicate
-from operators.errors import OperatorError
+from labelmill.operators.base import TableResult
+from labelmill.operators.columns.schemas import embedding
+from labelmill.operators.columns.vectors import INFINITE, MISSING, ZERO
+from labelmill.operators.deduplicate import Deduplicate
+from labelmill.operators.errors import OperatorError
 from tests.operators.engines.image_text_to_text.generations import earlier
 
 SCHEMA = pa.schema(

@@ -8,15 +8,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from operators.applying.apply import Job, apply
-from operators.applying.shard_images import ShardImages
-from operators.applying.worker import Worker
-from operators.columns.schemas import DETECTIONS
-from operators.detect import Detect, Found, Item
-from operators.engines.detection.detector import Answer
-from operators.errors import OperatorError, RowError
-from operators.models import ModelCard, ModelError, load_card
-from operators.ontology import Ontology
+from labelmill.operators.applying.apply import Job, apply
+from labelmill.operators.applying.shard_images import ShardImages
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.detect import Detect, Found, Item
+from labelmill.operators.engines.detection.detector import Answer
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.ontology import Ontology
 from tests.drawing import picture
 from tests.operators.engines.detection.tiny_detectors import (
     CARDS,
@@ -260,7 +260,7 @@ def test_parameters_out_of_range(params: dict[str, Any]) -> None:
 def test_a_missing_extra_is_said_with_the_command_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     operator = Detect(Detect.Params(model=ORIGINAL, ontology=ONTOLOGY))
     operator.check({})  # planning needs neither weights nor engines
-    monkeypatch.setattr("operators.detect.find_spec", lambda name: None)
+    monkeypatch.setattr("labelmill.operators.detect.find_spec", lambda name: None)
     with pytest.raises(
         ModelError, match=r"needs the module groundingdino.*`pip install --editable '\.\[groundingdino\]'`"
     ):

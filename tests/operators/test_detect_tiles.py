@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from operators.columns.schemas import SIDES
-from operators.detect import Detect, Large
-from operators.errors import RowError
-from operators.images.decoded import DecodedImage
-from operators.measures.detections import match
-from operators.miniatures.objects import kinds
-from operators.miniatures.world import World
-from operators.models import load_card
-from operators.select import Select
+from labelmill.operators.columns.schemas import SIDES
+from labelmill.operators.detect import Detect, Large
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.measures.detections import match
+from labelmill.operators.miniatures.objects import kinds
+from labelmill.operators.miniatures.world import World
+from labelmill.operators.models import load_card
+from labelmill.operators.select import Select
 from tests.drawing import picture
 from tests.operators.engines.detection.tiny_detectors import FOLDER, ONTOLOGY, PLAIN, detect
 from tests.operators.test_select import table

@@ -10,12 +10,12 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from operators.embed import Embed
-from operators.engines.embedding import open_clip as engine
-from operators.errors import RowError
-from operators.images.decoded import DecodedImage
-from operators.models import ModelCard, ModelError, load_card
-from operators.models.card import ROOT
+from labelmill.operators.embed import Embed
+from labelmill.operators.engines.embedding import open_clip as engine
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.models.card import ROOT
 from tests.drawing import picture
 
 FOLDER = ROOT / "conf" / "models"

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.columns.schemas import DETECTIONS
-from operators.errors import OperatorError
-from operators.fuse import Fuse, Platt
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.fuse import Fuse, Platt
 from tests.operators.test_select import box
 
 SIDES = ("x1", "y1", "x2", "y2")

@@ -12,18 +12,18 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from operators.applying.apply import Job, apply
-from operators.applying.shard_images import ShardImages
-from operators.applying.worker import Worker
-from operators.columns.schemas import DETECTIONS
-from operators.engines.gaze import l2cs as engine
-from operators.errors import OperatorError, RowError
-from operators.gaze import GAZES, Gaze
-from operators.images.decoded import decode
-from operators.miniatures.crops import draw_face
-from operators.miniatures.faces import direction
-from operators.models import ModelCard, ModelError, load_card
-from operators.models.card import ROOT
+from labelmill.operators.applying.apply import Job, apply
+from labelmill.operators.applying.shard_images import ShardImages
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.engines.gaze import l2cs as engine
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.gaze import GAZES, Gaze
+from labelmill.operators.images.decoded import decode
+from labelmill.operators.miniatures.crops import draw_face
+from labelmill.operators.miniatures.faces import direction
+from labelmill.operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.models.card import ROOT
 from tests.drawing import encode, noise
 
 FOLDER = ROOT / "conf" / "models"

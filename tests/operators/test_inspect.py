@@ -14,9 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageStat
 
-from operators.images.decoded import DecodeError, decode
-from operators.images.quality import EXACT_PIXELS, measure
-from operators.inspect import Inspect
+from labelmill.operators.images.decoded import DecodeError, decode
+from labelmill.operators.images.quality import EXACT_PIXELS, measure
+from labelmill.operators.inspect import Inspect
 from tests.bad_images import Good, bad_images, encode, quadrants
 from tests.drawing import noise
 

@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.applying.apply import Job, apply
-from operators.applying.worker import Worker
-from operators.base import KEPT, Decision
-from operators.columns.schemas import DETECTIONS, embedding
-from operators.errors import OperatorError, RowError
-from operators.keep import Keep
+from labelmill.operators.applying.apply import Job, apply
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.base import KEPT, Decision
+from labelmill.operators.columns.schemas import DETECTIONS, embedding
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.keep import Keep
 
 
 def keep(where: str) -> Keep:
@@ -224,7 +224,7 @@ def test_sums_differences_and_parts_of_dates_are_functions_of_their_row() -> Non
 def test_the_hour_of_a_time_with_a_zone_is_that_of_utc_wherever_it_runs() -> None:
     program = """
 import time; time.tzset()
-from operators.expressions.functions import connection
+from labelmill.operators.expressions.functions import connection
 print(connection().execute("SELECT hour(TIMESTAMPTZ '2026-12-01 12:00:00+00'), "
     "(TIMESTAMPTZ '2026-03-29 00:30:00+00' + INTERVAL 1 DAY)::VARCHAR").fetchall())
 """
@@ -310,7 +310,7 @@ def test_sums_of_columns() -> None:
 def test_of_several_functions_of_a_name_the_one_that_is_called_is_judged(
     monkeypatch: pytest.MonkeyPatch, stability: str
 ) -> None:
-    from operators.expressions import functions
+    from labelmill.operators.expressions import functions
 
     catalogue = dict(functions._catalogue())
     floats = ("FLOAT", "FLOAT")
@@ -360,7 +360,7 @@ def test_only_referenced_columns_reach_duckdb() -> None:
 
 
 def test_nothing_outside_the_row_can_be_reached(tmp_path: Any) -> None:
-    from operators.expressions.functions import connection
+    from labelmill.operators.expressions.functions import connection
 
     folder = tmp_path / "folder"
     folder.mkdir()

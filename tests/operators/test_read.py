@@ -13,19 +13,19 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from operators.applying.apply import Job, apply
-from operators.applying.shard_images import ShardImages
-from operators.applying.worker import Worker
-from operators.columns.schemas import DETECTIONS
-from operators.engines.text import doctr as engine
-from operators.engines.text import doctr_model
-from operators.errors import OperatorError, RowError
-from operators.images.decoded import DecodedImage, decode
-from operators.miniatures.words import held_out
-from operators.miniatures.world import Scene, World
-from operators.models import ModelCard, ModelError, load_card
-from operators.models.card import ROOT
-from operators.read import LINE, SIDES, WORD, Read
+from labelmill.operators.applying.apply import Job, apply
+from labelmill.operators.applying.shard_images import ShardImages
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.engines.text import doctr as engine
+from labelmill.operators.engines.text import doctr_model
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.images.decoded import DecodedImage, decode
+from labelmill.operators.miniatures.words import held_out
+from labelmill.operators.miniatures.world import Scene, World
+from labelmill.operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.models.card import ROOT
+from labelmill.operators.read import LINE, SIDES, WORD, Read
 
 FOLDER = ROOT / "conf" / "models"
 DETECTION = load_card(FOLDER / "doctr-detection-miniature.yaml")

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators.columns.schemas import DETECTIONS
-from operators.errors import OperatorError
-from operators.review import REVIEWS, Review
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.review import REVIEWS, Review
 from tests.pipelines.exports.scenes import detection
 
 WHEN = datetime(2026, 3, 1, 12, tzinfo=UTC)

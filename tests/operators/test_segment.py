@@ -16,14 +16,14 @@ from safetensors.torch import save_file
 from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.utils.amg import batched_mask_to_box, calculate_stability_score
 
-from operators.applying.apply import Job, ShardImages, apply
-from operators.applying.worker import Worker
-from operators.columns.schemas import DETECTIONS
-from operators.engines.segmentation import segment_anything as engine
-from operators.errors import RowError
-from operators.models import ModelError, load_card
-from operators.models.card import ROOT
-from operators.segment import Segment
+from labelmill.operators.applying.apply import Job, ShardImages, apply
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.engines.segmentation import segment_anything as engine
+from labelmill.operators.errors import RowError
+from labelmill.operators.models import ModelError, load_card
+from labelmill.operators.models.card import ROOT
+from labelmill.operators.segment import Segment
 from tests.drawing import picture
 from tests.operators.engines.segmentation.tiny_sams import (
     ALL_CARDS,
@@ -297,8 +297,9 @@ def test_full_size_weights_must_be_pulled_first() -> None:
 
 def test_planning_imports_no_model_library() -> None:
     code = (
-        "import sys; from operators.models import load_card; from operators.segment import Segment\n"
-        "from operators.columns.schemas import DETECTIONS\n"
+        "import sys; from labelmill.operators.models import load_card; from labelmill.operators.segment import "
+        "Segment\n"
+        "from labelmill.operators.columns.schemas import DETECTIONS\n"
         "for name in ('sam-vit-b', 'sam2.1-hiera-small', 'sam3'):\n"
         "    card = load_card(f'conf/models/{name}.yaml')\n"
         "    operator = Segment(Segment.Params(model=card, everything=True))\n"

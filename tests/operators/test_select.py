@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.applying.apply import Job, apply
-from operators.applying.worker import Worker
-from operators.base import KEPT
-from operators.columns.schemas import DETECTIONS
-from operators.errors import OperatorError
-from operators.ontology import Ontology
-from operators.select import Select
+from labelmill.operators.applying.apply import Job, apply
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.base import KEPT
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.ontology import Ontology
+from labelmill.operators.select import Select
 
 ONTOLOGY = {"car": ["car", "taxi"], "truck": "truck", "stop sign": "stop sign"}
 
@@ -226,7 +226,7 @@ def test_the_order_of_the_input_does_not_matter(boxes: list[Any], params: dict[s
 @settings(max_examples=100, deadline=None)
 @given(boxes=st.lists(BOXES, max_size=12), threshold=st.sampled_from([0.3, 0.7]))
 def test_what_stays_does_not_overlap_and_what_went_did(boxes: list[Any], threshold: float) -> None:
-    from operators.detections.boxes import iou
+    from labelmill.operators.detections.boxes import iou
 
     picked, reasons = one(boxes, nms=threshold, containment=None, score=0)
     corners = np.array([[item[side] for side in ("x1", "y1", "x2", "y2")] for item in picked], float).reshape(-1, 4)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.errors import OperatorError
-from operators.split import Split
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.split import Split
 
 NAMES = ("train", "val", "test")
 

@@ -10,18 +10,18 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from operators.applying.apply import Job, apply
-from operators.applying.shard_images import ShardImages
-from operators.applying.worker import Worker
-from operators.classify import Classify
-from operators.columns.schemas import DETECTIONS
-from operators.detections.crops import crop
-from operators.embed import Embed
-from operators.engines.image_text_to_text.answerer import Reply
-from operators.errors import OperatorError
-from operators.images.decoded import DecodedImage
-from operators.models import load_card
-from operators.verify import Verify
+from labelmill.operators.applying.apply import Job, apply
+from labelmill.operators.applying.shard_images import ShardImages
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.classify import Classify
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.detections.crops import crop
+from labelmill.operators.embed import Embed
+from labelmill.operators.engines.image_text_to_text.answerer import Reply
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.models import load_card
+from labelmill.operators.verify import Verify
 from tests.drawing import encode, picture
 from tests.operators.engines.detection.tiny_detectors import FOLDER
 from tests.operators.test_select import box
@@ -171,7 +171,7 @@ class Oracle:
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
     found = Oracle()
-    monkeypatch.setattr("operators.labels.second_opinions.answerer.answerer", lambda card, dtype: found)
+    monkeypatch.setattr("labelmill.operators.labels.second_opinions.answerer.answerer", lambda card, dtype: found)
     return found
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from operators.wording import counted
+from labelmill.operators.wording import counted
 
 
 @pytest.mark.parametrize(

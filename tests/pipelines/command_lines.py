@@ -6,7 +6,7 @@ import shlex
 
 import typer
 
-from pipelines.cli import app
+from labelmill.pipelines.cli import app
 
 
 def words_of(line: str) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from pipelines.cli import app
+from labelmill.pipelines.cli import app
 from tests.drawing import folder_of_images
 from tests.pipelines.test_run import document
 
@@ -41,7 +41,7 @@ def test_help_names_every_command() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from pipelines.cli import app;"
+        "import sys; from typer.testing import CliRunner; from labelmill.pipelines.cli import app;"
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0;"
         "print(sorted({'torch','ray','transformers','pyarrow','pandas','numpy','cv2'} & set(sys.modules)))"
     )
@@ -147,8 +147,8 @@ def test_the_hint_of_a_stopped_run_is_the_command_line_that_was_used(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipelines.config.pipeline.load_pipeline", lambda *_: SimpleNamespace(steps=[]))
-    monkeypatch.setattr("pipelines.run.run", stop)
+    monkeypatch.setattr("labelmill.pipelines.config.pipeline.load_pipeline", lambda *_: SimpleNamespace(steps=[]))
+    monkeypatch.setattr("labelmill.pipelines.run.run", stop)
     output = labelmill("run", *words, code=130).output
     hint = output.partition("Go on with: ")[2].strip()
     assert shlex.split(hint) == ["labelmill", "run", *told]

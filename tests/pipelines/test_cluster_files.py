@@ -18,7 +18,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.config.cards import card_files
+from labelmill.pipelines.config.cards import card_files
 from tests.pipelines.command_lines import check_command, words_of
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.cli import app
-from pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.cli import app
+from labelmill.pipelines.config.pipeline import load_pipeline
 
 BEFORE = Path(__file__).parent / "made_before"
 """A run of labelmill 0.1.0 of 2026-11-22, from a COCO file, with models whose weights are drawn from a seed.

@@ -12,8 +12,8 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from pipelines.cli import app
-from pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.cli import app
+from labelmill.pipelines.config.pipeline import load_pipeline
 from tests.drawing import folder_of_images
 from tests.pipelines.command_lines import check_command, options_of, words_of
 

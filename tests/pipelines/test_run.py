@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from operators.applying.results import ContractError
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.errors import UserError
-from pipelines.run import Options, run
+from labelmill.operators.applying.results import ContractError
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run import Options, run
 from tests.drawing import encode, folder_of_images, noise
 from tests.toys import logged
 
@@ -148,7 +148,7 @@ def read_steps(pattern: str) -> list[dict[str, Any]]:
 def test_the_order_of_a_listing_does_not_matter(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go()
     expected = tree("run/exports", "run/shards", "run/steps")
-    from pipelines.sources.folder import FolderSource
+    from labelmill.pipelines.sources.folder import FolderSource
 
     scan = FolderSource.scan
     monkeypatch.setattr(FolderSource, "scan", lambda self: reversed(list(scan(self))))
@@ -298,7 +298,7 @@ def test_an_image_that_kills_every_worker_ends_the_run_and_does_not_hang(runner:
 
 @pytest.mark.usefixtures("data")
 def test_two_runs_do_not_work_in_one_output() -> None:
-    from pipelines.run_folder.store import Store
+    from labelmill.pipelines.run_folder.store import Store
 
     with Store("run").locked(), pytest.raises(UserError, match="another run is at work in"):
         go()
@@ -306,7 +306,7 @@ def test_two_runs_do_not_work_in_one_output() -> None:
 
 
 def test_a_lock_leaves_no_file_and_only_the_folders_in_which_something_is() -> None:
-    from pipelines.run_folder.store import Store
+    from labelmill.pipelines.run_folder.store import Store
 
     with pytest.raises(KeyError), Store("deep/er/run").locked():
         raise KeyError
@@ -322,7 +322,8 @@ def test_processes_take_turns_at_a_lock_whose_file_comes_and_goes() -> None:
     import sys
 
     code = (
-        "from pathlib import Path; from pipelines.run_folder.store import Store; from pipelines.errors import "
+        "from pathlib import Path; from labelmill.pipelines.run_folder.store import Store; from "
+        "labelmill.pipelines.errors import "
         "UserError\n"
         "done, number = 0, Path('number')\n"
         "while done < 100:\n"

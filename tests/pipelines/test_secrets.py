@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from operators.secrets import hide
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.errors import ConfigError
-from pipelines.run import Options, run
+from labelmill.operators.secrets import hide
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.errors import ConfigError
+from labelmill.pipelines.run import Options, run
 from tests.drawing import folder_of_images
 from tests.pipelines.test_cli import labelmill
 
@@ -25,7 +25,7 @@ KEYS, LITERAL = {"STORE_KEY": "hush-hush-one", "ENDPOINT_KEY": "hush-hush-two"},
 
 OPERATOR = '''
 import pyarrow as pa
-from operators.base import ImageOperator, OperatorParams, RowError, tuning
+from labelmill.operators.base import ImageOperator, OperatorParams, RowError, tuning
 
 class Calls(ImageOperator):
     """Asks a server that repeats the key in its refusal."""
@@ -58,7 +58,7 @@ def document(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("operators.secrets._known", {})
+    monkeypatch.setattr("labelmill.operators.secrets._known", {})
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
     folder_of_images(Path("data"), 4)
@@ -144,13 +144,13 @@ def test_a_location_with_a_password_is_refused_without_telling_it(key: str) -> N
 
 def test_a_crash_tells_no_secret() -> None:
     code = (
-        "import pipelines.commands.running as running\n"
-        "from operators.secrets import keep_secret\n"
-        "import pipelines.config.pipeline as config\n"
+        "import labelmill.pipelines.commands.running as running\n"
+        "from labelmill.operators.secrets import keep_secret\n"
+        "import labelmill.pipelines.config.pipeline as config\n"
         "def load(*a): keep_secret('hush-hush-one'); raise RuntimeError('with hush-hush-one')\n"
         "config.load_pipeline = load\n"
         "import sys; sys.argv = ['labelmill', 'plan', 'p.yaml']\n"
-        "from pipelines.cli import main; main()\n"
+        "from labelmill.pipelines.cli import main; main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)
     assert "RuntimeError: with •••" in done.stderr

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from operators.base import Operator
-from operators.errors import OperatorError
-from pipelines.steps import ColumnError, Input, Step, chain, resolve
+from labelmill.operators.base import Operator
+from labelmill.operators.errors import OperatorError
+from labelmill.pipelines.steps import ColumnError, Input, Step, chain, resolve
 from tests.toys import Brightness, Rank, Threshold
 
 

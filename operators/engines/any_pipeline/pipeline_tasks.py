@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from operators.columns.schemas import DETECTIONS, SIDES, embedding
-from operators.errors import RowError
+from labelmill.operators.columns.schemas import DETECTIONS, SIDES, embedding
+from labelmill.operators.errors import RowError
 
 Size = tuple[int, int] | None
 """Height and width of the image; None for a text."""

@@ -14,10 +14,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from operators.engines.any_pipeline.pipeline_tasks import Task
-from operators.engines.pretrained import silence
-from operators.models.card import Dtype, ModelError, file_sha256
-from operators.models.device import inference, pick_device, pick_dtype
+from labelmill.operators.engines.any_pipeline.pipeline_tasks import Task
+from labelmill.operators.engines.pretrained import silence
+from labelmill.operators.models.card import Dtype, ModelError, file_sha256
+from labelmill.operators.models.device import inference, pick_device, pick_dtype
 
 if TYPE_CHECKING:
     import torch

@@ -20,10 +20,10 @@ from typing import Protocol
 
 import numpy as np
 
-from operators.engines.detection import detector
-from operators.engines.detection.detector import Phrase, refuse_collision
-from operators.errors import OperatorError
-from operators.ontology import Ontology
+from labelmill.operators.engines.detection import detector
+from labelmill.operators.engines.detection.detector import Phrase, refuse_collision
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.ontology import Ontology
 
 UNKNOWN, START, END, DOT, QUESTION = 100, 101, 102, 1012, 1029
 """Ids of ``[UNK] [CLS] [SEP] . ?`` in BERT's vocabulary; transformers hard-codes the last four."""

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from operators.errors import OperatorError
-from operators.models.card import Dtype, ModelCard
-from operators.ontology import Ontology
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models.card import Dtype, ModelCard
+from labelmill.operators.ontology import Ontology
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.engines.detection import captions
-from operators.engines.detection.detector import Answer
-from operators.engines.detection.grounding_dino_model import ARCHITECTURES, Config, build, share_backbones, tokenizer
-from operators.errors import RowError
-from operators.models.card import Dtype, ModelCard, ModelError
-from operators.models.device import inference, pick_device, pick_dtype
-from operators.ontology import Ontology
+from labelmill.operators.engines.detection import captions
+from labelmill.operators.engines.detection.detector import Answer
+from labelmill.operators.engines.detection.grounding_dino_model import (
+    ARCHITECTURES,
+    Config,
+    build,
+    share_backbones,
+    tokenizer,
+)
+from labelmill.operators.errors import RowError
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.models.device import inference, pick_device, pick_dtype
+from labelmill.operators.ontology import Ontology
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +94,7 @@ class GroundingDino:
         check_input(card, ontology)
 
     def _build(self) -> Sizes:
-        from operators.engines.detection.grounding_dino_layers import simplify
+        from labelmill.operators.engines.detection.grounding_dino_layers import simplify
 
         self.model = build(self._card).to(self.device)
         simplify(self.model, self.device)

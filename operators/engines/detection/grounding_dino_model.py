@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from operators.engines import pretrained
-from operators.engines.detection import captions
-from operators.models import weights
-from operators.models.card import ModelCard, ModelError
-from operators.models.device import seeded
+from labelmill.operators.engines import pretrained
+from labelmill.operators.engines.detection import captions
+from labelmill.operators.models import weights
+from labelmill.operators.models.card import ModelCard, ModelError
+from labelmill.operators.models.device import seeded
 
 ARCHITECTURES = {
     "GroundingDinoForObjectDetection": "GroundingDinoConfig",
@@ -117,7 +117,7 @@ def tokenizer(card: ModelCard) -> Any:
     """
     config = card.section("config", Vocabulary)
     if config.tokenizer == "ascii":
-        from operators.engines.detection.wordpiece import ascii_tokenizer
+        from labelmill.operators.engines.detection.wordpiece import ascii_tokenizer
 
         return ascii_tokenizer(config.words)
     from transformers import BertTokenizer

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from operators.engines.detection import captions
-from operators.engines.detection.grounding_dino import GroundingDino, Sizes, check_input
-from operators.engines.detection.grounding_dino_model import Vocabulary, remember_texts
-from operators.models import weights
-from operators.models.card import ModelCard, ModelError
-from operators.models.device import seeded
-from operators.ontology import Ontology
+from labelmill.operators.engines.detection import captions
+from labelmill.operators.engines.detection.grounding_dino import GroundingDino, Sizes, check_input
+from labelmill.operators.engines.detection.grounding_dino_model import Vocabulary, remember_texts
+from labelmill.operators.models import weights
+from labelmill.operators.models.card import ModelCard, ModelError
+from labelmill.operators.models.device import seeded
+from labelmill.operators.ontology import Ontology
 
 if TYPE_CHECKING:
     import torch

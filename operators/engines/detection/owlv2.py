@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from operators.engines import pretrained
-from operators.engines.detection import detector
-from operators.engines.detection.detector import Answer, Phrase
-from operators.errors import OperatorError
-from operators.models import weights
-from operators.models.card import Dtype, ModelCard, ModelError
-from operators.models.device import inference, pick_device, pick_dtype
-from operators.ontology import Ontology
+from labelmill.operators.engines import pretrained
+from labelmill.operators.engines.detection import detector
+from labelmill.operators.engines.detection.detector import Answer, Phrase
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models import weights
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.models.device import inference, pick_device, pick_dtype
+from labelmill.operators.ontology import Ontology
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 from pydantic import AfterValidator
 
-from operators.models.card import Dtype, ModelCard, ModelError, require
-from operators.ontology import Ontology
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError, require
+from labelmill.operators.ontology import Ontology
 
 ENGINES = ("open_clip", "transformers")
 """Engines of cards for embedding."""
@@ -124,11 +124,11 @@ def class_vectors(encoder: TextEncoder, classes: Sequence[Sequence[str]]) -> np.
 def _engine(card: ModelCard) -> ModuleType:
     """The module that builds the card; neither of them imports its library before it is used."""
     if card.engine == "open_clip":
-        from operators.engines.embedding import open_clip
+        from labelmill.operators.engines.embedding import open_clip
 
         return open_clip
     if card.engine == "transformers":
-        from operators.engines.embedding import transformers as image_features
+        from labelmill.operators.engines.embedding import transformers as image_features
 
         return image_features
     raise ModelError(f"model card {card.name}: engine must be {' or '.join(ENGINES)} but is {card.engine}")

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from operators.errors import OperatorError
-from operators.models import weights
-from operators.models.card import Dtype, ModelCard, ModelError
-from operators.models.device import inference, pick_device, pick_dtype, seeded
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models import weights
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.models.device import inference, pick_device, pick_dtype, seeded
 
 if TYPE_CHECKING:
     import torch

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from operators.engines.embedding.transformers_model import TOKENIZER, build, check_text
-from operators.errors import OperatorError
-from operators.models import weights
-from operators.models.card import ModelCard, ModelError
-from operators.models.device import inference, pick_device
+from labelmill.operators.engines.embedding.transformers_model import TOKENIZER, build, check_text
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models import weights
+from labelmill.operators.models.card import ModelCard, ModelError
+from labelmill.operators.models.device import inference, pick_device
 
 TEXTS = 64
 """Texts per call of the model."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.engines.embedding.transformers_model import (
+from labelmill.operators.engines.embedding.transformers_model import (
     FLEXIBLE,
     WITH_TEXT,
     Fixed,
@@ -18,13 +18,13 @@ from operators.engines.embedding.transformers_model import (
     dimensions,
     preprocess,
 )
-from operators.models.card import Dtype, ModelCard
-from operators.models.device import inference, pick_device, pick_dtype
+from labelmill.operators.models.card import Dtype, ModelCard
+from labelmill.operators.models.device import inference, pick_device, pick_dtype
 
 if TYPE_CHECKING:
     import torch
 
-    from operators.engines.embedding.siglip_text import SiglipText
+    from labelmill.operators.engines.embedding.siglip_text import SiglipText
 
 __all__ = ["check", "check_text", "dimensions", "image_encoder", "text_encoder"]
 
@@ -44,7 +44,7 @@ def text_encoder(card: ModelCard) -> SiglipText:
     Raises:
         ModelError: It has none, or its weights or tokenizer are missing, corrupt or of another model.
     """
-    from operators.engines.embedding.siglip_text import SiglipText
+    from labelmill.operators.engines.embedding.siglip_text import SiglipText
 
     return SiglipText(card)
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.engines import pretrained
-from operators.models.card import ModelCard, ModelError
+from labelmill.operators.engines import pretrained
+from labelmill.operators.models.card import ModelCard, ModelError
 
 ARCHITECTURES = {
     "SiglipModel": "SiglipConfig",

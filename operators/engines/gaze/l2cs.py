@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.models import weights
-from operators.models.card import Dtype, ModelCard, ModelError
-from operators.models.device import inference, pick_device, pick_dtype, seeded
+from labelmill.operators.models import weights
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.models.device import inference, pick_device, pick_dtype, seeded
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from operators.engines.gaze.l2cs_model import L2CS
+    from labelmill.operators.engines.gaze.l2cs_model import L2CS
 
 ARCHITECTURES = {
     "ResNet18": (False, (2, 2, 2, 2)),
@@ -93,7 +93,7 @@ def initial(card: ModelCard, seed: int) -> L2CS:
     Raises:
         ModelError: See `check`.
     """
-    from operators.engines.gaze.l2cs_model import L2CS
+    from labelmill.operators.engines.gaze.l2cs_model import L2CS
 
     check(card)
     with seeded(seed):
@@ -186,7 +186,7 @@ class GazeEstimator:
     def _angles(self, faces: torch.Tensor) -> torch.Tensor:
         import torch
 
-        from operators.engines.gaze.l2cs_model import angles
+        from labelmill.operators.engines.gaze.l2cs_model import angles
 
         pixels = normalise(faces, self._mean, self._std)
         yaw, pitch = self._model(enlarge(pixels, self._given.size))

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from operators.errors import RowError
-from operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.errors import RowError
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
 
 if TYPE_CHECKING:
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 ENGINES = ("transformers", "openai")
 """Engines of cards for image-text-to-text."""
@@ -123,15 +123,15 @@ def answerer(card: ModelCard, dtype: Dtype = "auto", requests: Requests | None =
 def _engine(card: ModelCard) -> ModuleType:
     """The module that builds the card; none of them imports its library before it is used."""
     if card.engine == "openai":
-        from operators.engines.image_text_to_text import openai as openai_endpoint
+        from labelmill.operators.engines.image_text_to_text import openai as openai_endpoint
 
         return openai_endpoint
     if card.engine == "transformers" and card.architecture == "Florence2ForConditionalGeneration":
-        from operators.engines.image_text_to_text import florence2
+        from labelmill.operators.engines.image_text_to_text import florence2
 
         return florence2
     if card.engine == "transformers":
-        from operators.engines.image_text_to_text import transformers as image_text_to_text
+        from labelmill.operators.engines.image_text_to_text import transformers as image_text_to_text
 
         return image_text_to_text
     raise ModelError(f"model card {card.name}: engine must be {' or '.join(ENGINES)} but is {card.engine}")

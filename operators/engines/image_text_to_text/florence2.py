@@ -8,20 +8,20 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from operators.engines import pretrained
-from operators.engines.image_text_to_text import generation
-from operators.engines.image_text_to_text.answerer import NOT_FINITE, Reply, Requests
-from operators.engines.image_text_to_text.generation import Tensors
-from operators.engines.image_text_to_text.transformers_input import processor
-from operators.engines.image_text_to_text.transformers_model import folder
-from operators.errors import OperatorError
-from operators.models.card import Dtype, ModelCard, ModelError
-from operators.models.device import inference, pick_device, pick_dtype
+from labelmill.operators.engines import pretrained
+from labelmill.operators.engines.image_text_to_text import generation
+from labelmill.operators.engines.image_text_to_text.answerer import NOT_FINITE, Reply, Requests
+from labelmill.operators.engines.image_text_to_text.generation import Tensors
+from labelmill.operators.engines.image_text_to_text.transformers_input import processor
+from labelmill.operators.engines.image_text_to_text.transformers_model import folder
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.models.device import inference, pick_device, pick_dtype
 
 if TYPE_CHECKING:
     import torch
 
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 TEXT = "pure_text"
 """transformers' word for answers that stay what they are."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.engines.image_text_to_text.answerer import NOT_FINITE, Reply
+from labelmill.operators.engines.image_text_to_text.answerer import NOT_FINITE, Reply
 
 if TYPE_CHECKING:
     import torch

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.applying.patience import StopError
-from operators.engines.image_text_to_text.answerer import Reply, Requests
-from operators.engines.image_text_to_text.choice_answer import ChoiceAnswer, Token
-from operators.engines.image_text_to_text.json_answer import JsonAnswer
-from operators.engines.image_text_to_text.openai_client import open_client, wait
-from operators.images.data_url import data_url
-from operators.models.card import Dtype, ModelCard, ModelError
-from operators.moment import MomentError
+from labelmill.operators.applying.patience import StopError
+from labelmill.operators.engines.image_text_to_text.answerer import Reply, Requests
+from labelmill.operators.engines.image_text_to_text.choice_answer import ChoiceAnswer, Token
+from labelmill.operators.engines.image_text_to_text.json_answer import JsonAnswer
+from labelmill.operators.engines.image_text_to_text.openai_client import open_client, wait
+from labelmill.operators.images.data_url import data_url
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.moment import MomentError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 STOP_STATUS = {401, 402, 403, 404, 405}
 STOP_CODES = {"insufficient_quota", "billing_hard_limit_reached", "invalid_api_key", "model_not_found"}
@@ -297,7 +297,7 @@ def _tokens(choice: Any) -> list[Token]:
 def _grey_square(formats: Sequence[str]) -> str:
     from PIL import Image
 
-    from operators.images.decoded import decode
+    from labelmill.operators.images.decoded import decode
 
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), (128, 128, 128)).save(buffer, "PNG")

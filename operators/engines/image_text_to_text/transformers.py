@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.engines.image_text_to_text import generation, transformers_input, transformers_model
-from operators.engines.image_text_to_text.answerer import NOT_FINITE, Reply, Requests
-from operators.engines.image_text_to_text.generation import Tensors
-from operators.engines.image_text_to_text.json_answer import JsonAnswer
-from operators.engines.image_text_to_text.transformers_model import build
-from operators.models.card import Dtype, ModelCard, ModelError
-from operators.models.device import inference, pick_device, pick_dtype
+from labelmill.operators.engines.image_text_to_text import generation, transformers_input, transformers_model
+from labelmill.operators.engines.image_text_to_text.answerer import NOT_FINITE, Reply, Requests
+from labelmill.operators.engines.image_text_to_text.generation import Tensors
+from labelmill.operators.engines.image_text_to_text.json_answer import JsonAnswer
+from labelmill.operators.engines.image_text_to_text.transformers_model import build
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.models.device import inference, pick_device, pick_dtype
 
 if TYPE_CHECKING:
     import torch
 
-    from operators.images.decoded import DecodedImage
+    from labelmill.operators.images.decoded import DecodedImage
 
 
 def check(card: ModelCard, prompt: str, choices: Sequence[str] | None, schema: Mapping[str, Any] | None) -> None:

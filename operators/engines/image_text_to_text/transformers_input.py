@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.engines.image_text_to_text import word_tokenizer
-from operators.engines.image_text_to_text.transformers_model import check, configuration, folder
-from operators.errors import OperatorError
-from operators.models.card import ModelCard, ModelError
+from labelmill.operators.engines.image_text_to_text import word_tokenizer
+from labelmill.operators.engines.image_text_to_text.transformers_model import check, configuration, folder
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models.card import ModelCard, ModelError
 
 if TYPE_CHECKING:
     import torch

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from operators.engines import pretrained
-from operators.engines.image_text_to_text import word_tokenizer as words
-from operators.models import weights
-from operators.models.card import ModelCard, ModelError
+from labelmill.operators.engines import pretrained
+from labelmill.operators.engines.image_text_to_text import word_tokenizer as words
+from labelmill.operators.models import weights
+from labelmill.operators.models.card import ModelCard, ModelError
 
 if TYPE_CHECKING:
     import torch

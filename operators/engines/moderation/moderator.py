@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from operators.engines.embedding import encoder
-from operators.models.card import Dtype, ModelCard
+from labelmill.operators.engines.embedding import encoder
+from labelmill.operators.models.card import Dtype, ModelCard
 
 
 class Moderator(Protocol):

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from operators.engines import onnx
-from operators.models import weights
-from operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.engines import onnx
+from labelmill.operators.models import weights
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
 
 ARCHITECTURE = "OpenNSFW"
 RESIZED, SIZE = 256, 224

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.columns.schemas import SIDES
-from operators.detections.boxes import suppress
+from labelmill.operators.columns.schemas import SIDES
+from labelmill.operators.detections.boxes import suppress
 
 if TYPE_CHECKING:
-    from operators.engines.segmentation.masks import Mask
+    from labelmill.operators.engines.segmentation.masks import Mask
 
 CLASS = "object"
 """The class of whatever is found: nobody said what to look for."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from operators.engines.segmentation.masks import Axis, Mask, masks
-from operators.models.device import inference
+from labelmill.operators.engines.segmentation.masks import Axis, Mask, masks
+from labelmill.operators.models.device import inference
 
 if TYPE_CHECKING:
     import torch

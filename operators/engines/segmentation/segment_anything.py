@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from operators.engines.segmentation.prompted import Kind, Prompted
-from operators.errors import RowError
-from operators.models import weights
-from operators.models.card import Dtype, ModelCard, ModelError
-from operators.models.device import inference, pick_device, pick_dtype, seeded
+from labelmill.operators.engines.segmentation.prompted import Kind, Prompted
+from labelmill.operators.errors import RowError
+from labelmill.operators.models import weights
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.models.device import inference, pick_device, pick_dtype, seeded
 
 if TYPE_CHECKING:
     import torch

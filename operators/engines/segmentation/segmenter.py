@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from operators.engines.segmentation import segment_anything
-from operators.engines.segmentation import transformers as sam_transformers
-from operators.engines.segmentation.masks import Mask
-from operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.engines.segmentation import segment_anything
+from labelmill.operators.engines.segmentation import transformers as sam_transformers
+from labelmill.operators.engines.segmentation.masks import Mask
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
 
 ENGINES = ("segment_anything", "transformers")
 """What a card's `engine` may be."""

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from operators.engines import pretrained
-from operators.engines.segmentation.prompted import Kind, Prompted
-from operators.errors import RowError
-from operators.models import weights
-from operators.models.card import Dtype, ModelCard, ModelError
-from operators.models.device import inference, pick_device, pick_dtype
+from labelmill.operators.engines import pretrained
+from labelmill.operators.engines.segmentation.prompted import Kind, Prompted
+from labelmill.operators.errors import RowError
+from labelmill.operators.models import weights
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.models.device import inference, pick_device, pick_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -186,7 +186,7 @@ class TransformersSam(Prompted):
         if card.architecture == "Sam3TrackerModel":
             _drop_unused_map(self._model)
         if card.architecture != "SamModel" and self.device.type == "cpu" and self.dtype == torch.float32:
-            from operators.engines.segmentation.sam2_decoder import MaskDecoder
+            from labelmill.operators.engines.segmentation.sam2_decoder import MaskDecoder
 
             self._model.mask_decoder = MaskDecoder(self._model.mask_decoder)
         self._side = int(self._model.config.prompt_encoder_config.image_size)

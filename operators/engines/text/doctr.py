@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.engines.text import doctr_model
-from operators.engines.text.reader import Item, Word, inside
-from operators.models.card import Dtype, ModelCard
-from operators.models.device import inference, pick_device, pick_dtype
+from labelmill.operators.engines.text import doctr_model
+from labelmill.operators.engines.text.reader import Item, Word, inside
+from labelmill.operators.models.card import Dtype, ModelCard
+from labelmill.operators.models.device import inference, pick_device, pick_dtype
 
 if TYPE_CHECKING:
     import torch

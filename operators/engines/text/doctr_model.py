@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.engines.text.reader import DETECTION
-from operators.models import weights
-from operators.models.card import ModelCard, ModelError
-from operators.models.device import seeded
+from labelmill.operators.engines.text.reader import DETECTION
+from labelmill.operators.models import weights
+from labelmill.operators.models.card import ModelCard, ModelError
+from labelmill.operators.models.device import seeded
 
 
 class Preprocess(BaseModel):

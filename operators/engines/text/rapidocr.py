@@ -19,11 +19,11 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from operators.engines import onnx
-from operators.engines.text.rapidocr_lines import areas, from_top_left, split_words, touching
-from operators.engines.text.reader import Item, Word, inside
-from operators.models import weights
-from operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.engines import onnx
+from labelmill.operators.engines.text.rapidocr_lines import areas, from_top_left, split_words, touching
+from labelmill.operators.engines.text.reader import Item, Word, inside
+from labelmill.operators.models import weights
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
 
 ARCHITECTURES = ("PP-OCRv4", "PP-OCRv5", "PP-OCRv6")
 TALL, WIDE = 8, 32

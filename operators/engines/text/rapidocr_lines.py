@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from operators.engines.text.reader import Word
+from labelmill.operators.engines.text.reader import Word
 
 
 def touching(quads: np.ndarray, boxes: np.ndarray | None) -> np.ndarray:

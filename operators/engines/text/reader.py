@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
 
 DETECTION = "text-detection"
 RECOGNITION = "text-recognition"
@@ -91,7 +91,7 @@ def check(model: ModelCard, recognition: ModelCard | None, dtype: Dtype) -> None
         ModelError: What must be, and what is.
     """
     if model.engine == "rapidocr":
-        from operators.engines.text import rapidocr
+        from labelmill.operators.engines.text import rapidocr
 
         if recognition is not None:
             raise ModelError(
@@ -100,7 +100,7 @@ def check(model: ModelCard, recognition: ModelCard | None, dtype: Dtype) -> None
             )
         rapidocr.check(model, dtype)
         return
-    from operators.engines.text import doctr_model
+    from labelmill.operators.engines.text import doctr_model
 
     if recognition is None:
         raise ModelError(
@@ -120,9 +120,9 @@ def build(model: ModelCard, recognition: ModelCard | None, dtype: Dtype) -> Read
     """
     check(model, recognition, dtype)
     if recognition is None:
-        from operators.engines.text.rapidocr import RapidOcr
+        from labelmill.operators.engines.text.rapidocr import RapidOcr
 
         return RapidOcr(model)
-    from operators.engines.text.doctr import Doctr
+    from labelmill.operators.engines.text.doctr import Doctr
 
     return Doctr(model, recognition, dtype)

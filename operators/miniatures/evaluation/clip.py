@@ -8,19 +8,19 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from operators.applying.results import to_array
-from operators.classify import Classify
-from operators.columns.schemas import embedding
-from operators.embed import Embed
-from operators.images.decoded import DecodedImage
-from operators.miniatures.crops import draw_object
-from operators.miniatures.duplicates import DUPLICATES, duplicate
-from operators.miniatures.evaluation import SEED
-from operators.miniatures.objects import HELD_OUT, pairs
-from operators.miniatures.training.scenes import SIDE
-from operators.miniatures.world import World
-from operators.models.card import ModelCard
-from operators.ontology import Ontology
+from labelmill.operators.applying.results import to_array
+from labelmill.operators.classify import Classify
+from labelmill.operators.columns.schemas import embedding
+from labelmill.operators.embed import Embed
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.miniatures.crops import draw_object
+from labelmill.operators.miniatures.duplicates import DUPLICATES, duplicate
+from labelmill.operators.miniatures.evaluation import SEED
+from labelmill.operators.miniatures.objects import HELD_OUT, pairs
+from labelmill.operators.miniatures.training.scenes import SIDE
+from labelmill.operators.miniatures.world import World
+from labelmill.operators.models.card import ModelCard
+from labelmill.operators.ontology import Ontology
 
 CLOSE = 0.9
 """Cosine from which two scenes are taken for copies of each other."""

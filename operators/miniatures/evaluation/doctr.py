@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from operators.images.decoded import DecodedImage
-from operators.measures.words import Read as Seen
-from operators.measures.words import word_scores
-from operators.miniatures.evaluation import SEED
-from operators.miniatures.training.scenes import SIDE
-from operators.miniatures.world import World
-from operators.models.card import ROOT, ModelCard, load_card
-from operators.read import SIDES, Read
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.measures.words import Read as Seen
+from labelmill.operators.measures.words import word_scores
+from labelmill.operators.miniatures.evaluation import SEED
+from labelmill.operators.miniatures.training.scenes import SIDE
+from labelmill.operators.miniatures.world import World
+from labelmill.operators.models.card import ROOT, ModelCard, load_card
+from labelmill.operators.read import SIDES, Read
 
 RECOGNITION = ROOT / "conf" / "models" / "doctr-recognition-miniature.yaml"
 BATCH = 16

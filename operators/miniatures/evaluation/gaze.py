@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from operators.gaze import Gaze
-from operators.images.decoded import decode
-from operators.measures.gaze import angular_error
-from operators.miniatures.captions import FACE
-from operators.miniatures.evaluation import SEED
-from operators.miniatures.training.scenes import SIDE
-from operators.miniatures.world import Scene, World
-from operators.models.card import ModelCard
+from labelmill.operators.gaze import Gaze
+from labelmill.operators.images.decoded import decode
+from labelmill.operators.measures.gaze import angular_error
+from labelmill.operators.miniatures.captions import FACE
+from labelmill.operators.miniatures.evaluation import SEED
+from labelmill.operators.miniatures.training.scenes import SIDE
+from labelmill.operators.miniatures.world import Scene, World
+from labelmill.operators.models.card import ModelCard
 
 BOX_ERROR = 0.05
 """How far the sides of inexact boxes are off at most, as a share of the box's width or height."""

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from operators.columns.schemas import DETECTIONS
-from operators.detect import Found, Item
-from operators.engines.detection.grounding_dino import GroundingDino
-from operators.measures.detections import average_precision, bbox, match
-from operators.miniatures.captions import FACE, SIGN
-from operators.miniatures.evaluation import SEED
-from operators.miniatures.objects import HELD_OUT, pairs
-from operators.miniatures.training.scenes import SIDE, describe
-from operators.miniatures.world import World
-from operators.models.card import ModelCard
-from operators.ontology import Ontology
-from operators.select import Select
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.detect import Found, Item
+from labelmill.operators.engines.detection.grounding_dino import GroundingDino
+from labelmill.operators.measures.detections import average_precision, bbox, match
+from labelmill.operators.miniatures.captions import FACE, SIGN
+from labelmill.operators.miniatures.evaluation import SEED
+from labelmill.operators.miniatures.objects import HELD_OUT, pairs
+from labelmill.operators.miniatures.training.scenes import SIDE, describe
+from labelmill.operators.miniatures.world import World
+from labelmill.operators.models.card import ModelCard
+from labelmill.operators.ontology import Ontology
+from labelmill.operators.select import Select
 
 NAMES = (*(f"{colour} {kind}" for kind, colour in pairs("all")), FACE, SIGN)
 UNSEEN = frozenset(f"{colour} {kind}" for kind, colour in HELD_OUT)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from operators.engines.segmentation.segment_anything import SegmentAnything
-from operators.miniatures.evaluation import SEED
-from operators.miniatures.training.scenes import SIDE, describe
-from operators.miniatures.world import World
-from operators.models.card import ModelCard
+from labelmill.operators.engines.segmentation.segment_anything import SegmentAnything
+from labelmill.operators.miniatures.evaluation import SEED
+from labelmill.operators.miniatures.training.scenes import SIDE, describe
+from labelmill.operators.miniatures.world import World
+from labelmill.operators.models.card import ModelCard
 
 IMAGES, BOXES = 4, 16
 """Images and boxes per call of the model."""

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from operators.engines.image_text_to_text.transformers import ImageTextToText
-from operators.miniatures.captions import Thing, parse_caption
-from operators.miniatures.evaluation import SEED
-from operators.miniatures.objects import colours, kinds
-from operators.miniatures.training.questions import COUNTS, DESCRIBE, how_many, is_there, what_colour
-from operators.miniatures.training.scenes import SIDE
-from operators.miniatures.world import HELD_OUT, World
-from operators.models.card import ModelCard
+from labelmill.operators.engines.image_text_to_text.transformers import ImageTextToText
+from labelmill.operators.miniatures.captions import Thing, parse_caption
+from labelmill.operators.miniatures.evaluation import SEED
+from labelmill.operators.miniatures.objects import colours, kinds
+from labelmill.operators.miniatures.training.questions import COUNTS, DESCRIBE, how_many, is_there, what_colour
+from labelmill.operators.miniatures.training.scenes import SIDE
+from labelmill.operators.miniatures.world import HELD_OUT, World
+from labelmill.operators.models.card import ModelCard
 
 BATCH = 20
 TOKENS = 64

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.engines.embedding import open_clip
-from operators.miniatures.captions import FACE, SIGN
-from operators.miniatures.crops import draw_object
-from operators.miniatures.duplicates import DUPLICATES, duplicate
-from operators.miniatures.objects import colours, kinds, pairs
-from operators.miniatures.training.loop import Plan, train
-from operators.miniatures.training.scenes import Scenes, Thing
-from operators.miniatures.world import Scene
-from operators.models.card import ModelCard, Weights
+from labelmill.operators.engines.embedding import open_clip
+from labelmill.operators.miniatures.captions import FACE, SIGN
+from labelmill.operators.miniatures.crops import draw_object
+from labelmill.operators.miniatures.duplicates import DUPLICATES, duplicate
+from labelmill.operators.miniatures.objects import colours, kinds, pairs
+from labelmill.operators.miniatures.training.loop import Plan, train
+from labelmill.operators.miniatures.training.scenes import Scenes, Thing
+from labelmill.operators.miniatures.world import Scene
+from labelmill.operators.models.card import ModelCard, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
     from open_clip import SimpleTokenizer
     from torch.nn import functional
 
-    from operators.models.device import pick_device
+    from labelmill.operators.models.device import pick_device
 
     device = pick_device()
     drawn = card.model_copy(update={"weights": Weights.model_validate({"random": plan.seed})})

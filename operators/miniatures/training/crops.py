@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from operators.miniatures.canvas import mask_box
-from operators.miniatures.training.scenes import Drawn
+from labelmill.operators.miniatures.canvas import mask_box
+from labelmill.operators.miniatures.training.scenes import Drawn
 
 LEAST_LEFT = 0.75
 """Share of a thing's visible pixels that must be inside a piece, unless all of it is outside."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from operators.miniatures.training.loop import Plan, train
-from operators.miniatures.training.scenes import Drawn, Scenes
-from operators.models.card import ModelCard
+from labelmill.operators.miniatures.training.loop import Plan, train
+from labelmill.operators.miniatures.training.scenes import Drawn, Scenes
+from labelmill.operators.models.card import ModelCard
 
 if TYPE_CHECKING:
     import torch
@@ -50,8 +50,8 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
     import torch
     from torchvision.transforms.v2.functional import resize
 
-    from operators.engines.text import doctr_model
-    from operators.models.device import pick_device
+    from labelmill.operators.engines.text import doctr_model
+    from labelmill.operators.models.device import pick_device
 
     device = pick_device()
     model = doctr_model.initial(card, plan.seed).to(device, memory_format=torch.channels_last)

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.miniatures.training.loop import Plan, train
-from operators.miniatures.training.scenes import Scenes
-from operators.models.card import ModelCard
+from labelmill.operators.miniatures.training.loop import Plan, train
+from labelmill.operators.miniatures.training.scenes import Scenes
+from labelmill.operators.models.card import ModelCard
 
 if TYPE_CHECKING:
     import torch
@@ -85,8 +85,8 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
     import torch
     from doctr.models import recognition_predictor
 
-    from operators.engines.text import doctr_model
-    from operators.models.device import pick_device
+    from labelmill.operators.engines.text import doctr_model
+    from labelmill.operators.models.device import pick_device
 
     device = pick_device()
     words = patches(scenes, folder, MADE_UP)
@@ -193,8 +193,8 @@ def _draw(known: tuple[str, ...], numbers: range) -> list[Patch]:
     """Signs with one made-up word each; which, their numbers decide."""
     import cv2
 
-    from operators.miniatures.backgrounds import background, photograph
-    from operators.miniatures.signs import print_sign
+    from labelmill.operators.miniatures.backgrounds import background, photograph
+    from labelmill.operators.miniatures.signs import print_sign
 
     cv2.setNumThreads(1)
     found = []
@@ -215,7 +215,7 @@ def make_up(known: tuple[str, ...], rng: np.random.Generator) -> str:
         known: Words in lower case.
         rng: Decides.
     """
-    from operators.miniatures.words import held_out
+    from labelmill.operators.miniatures.words import held_out
 
     letters = [word for word in known if word.isalpha()] or ["word"]
     while True:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from operators.engines.gaze import l2cs
-from operators.miniatures.crops import draw_face
-from operators.miniatures.training.loop import Plan, train
-from operators.miniatures.training.scenes import Scenes
-from operators.models.card import ModelCard
+from labelmill.operators.engines.gaze import l2cs
+from labelmill.operators.miniatures.crops import draw_face
+from labelmill.operators.miniatures.training.loop import Plan, train
+from labelmill.operators.miniatures.training.scenes import Scenes
+from labelmill.operators.models.card import ModelCard
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
     """
     import torch
 
-    from operators.models.device import pick_device
+    from labelmill.operators.models.device import pick_device
 
     device = pick_device()
     model = l2cs.initial(card, plan.seed).to(device).to(memory_format=torch.channels_last)
@@ -118,7 +118,7 @@ def _criterion(name: str, logits: torch.Tensor, wanted: torch.Tensor) -> dict[st
     import torch
     from torch.nn import functional
 
-    from operators.engines.gaze.l2cs_model import BIN_DEGREES, FIRST_BIN, angles
+    from labelmill.operators.engines.gaze.l2cs_model import BIN_DEGREES, FIRST_BIN, angles
 
     place = (wanted - FIRST_BIN) / BIN_DEGREES
     low = place.floor().long()

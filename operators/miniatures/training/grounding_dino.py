@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.engines.detection import captions, grounding_dino_model
-from operators.engines.detection.captions import Phrase
-from operators.miniatures.objects import kinds
-from operators.miniatures.training import crops, prompts
-from operators.miniatures.training.loop import Plan, train
-from operators.miniatures.training.scenes import Scenes
-from operators.models.card import ModelCard
+from labelmill.operators.engines.detection import captions, grounding_dino_model
+from labelmill.operators.engines.detection.captions import Phrase
+from labelmill.operators.miniatures.objects import kinds
+from labelmill.operators.miniatures.training import crops, prompts
+from labelmill.operators.miniatures.training.loop import Plan, train
+from labelmill.operators.miniatures.training.scenes import Scenes
+from labelmill.operators.models.card import ModelCard
 
 if TYPE_CHECKING:
     import torch
@@ -53,8 +53,8 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
     """
     import torch
 
-    from operators.engines.detection.grounding_dino import Preprocess
-    from operators.models.device import pick_device
+    from labelmill.operators.engines.detection.grounding_dino import Preprocess
+    from labelmill.operators.models.device import pick_device
 
     device = pick_device()
     model = grounding_dino_model.initial(card, plan.seed).to(device).train()

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from operators.miniatures.objects import HELD_OUT, nearest_colour
-from operators.miniatures.training.scenes import Drawn, Thing
+from labelmill.operators.miniatures.objects import HELD_OUT, nearest_colour
+from labelmill.operators.miniatures.training.scenes import Drawn, Thing
 
 SMALLEST = 0.85
 """Least side of the piece of a scene that is shown, as a share of the scene's."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from operators.miniatures.captions import FACE, SIGN
-from operators.miniatures.objects import colours, kinds, pairs
-from operators.miniatures.training.scenes import Thing
+from labelmill.operators.miniatures.captions import FACE, SIGN
+from labelmill.operators.miniatures.objects import colours, kinds, pairs
+from labelmill.operators.miniatures.training.scenes import Thing
 
 NAMES = {which: tuple(f"{colour} {kind}" for kind, colour in pairs(which)) for which in ("seen", "held_out")}
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from operators.miniatures.captions import FACE, SIGN, plural
-from operators.miniatures.objects import colours, kinds, pairs
-from operators.miniatures.training.scenes import Thing
+from labelmill.operators.miniatures.captions import FACE, SIGN, plural
+from labelmill.operators.miniatures.objects import colours, kinds, pairs
+from labelmill.operators.miniatures.training.scenes import Thing
 
 DESCRIBE = "Describe the image."
 """What is answered with a caption."""

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.engines.segmentation import segment_anything
-from operators.engines.segmentation.segment_anything import Sizes
-from operators.miniatures.canvas import mask_box
-from operators.miniatures.training import crops
-from operators.miniatures.training.crops import Piece
-from operators.miniatures.training.loop import Plan, train
-from operators.miniatures.training.scenes import SIDE, Drawn, Scenes
-from operators.models.card import ModelCard, ModelError
+from labelmill.operators.engines.segmentation import segment_anything
+from labelmill.operators.engines.segmentation.segment_anything import Sizes
+from labelmill.operators.miniatures.canvas import mask_box
+from labelmill.operators.miniatures.training import crops
+from labelmill.operators.miniatures.training.crops import Piece
+from labelmill.operators.miniatures.training.loop import Plan, train
+from labelmill.operators.miniatures.training.scenes import SIDE, Drawn, Scenes
+from labelmill.operators.models.card import ModelCard, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
     """
     import torch
 
-    from operators.models.device import pick_device
+    from labelmill.operators.models.device import pick_device
 
     sizes = segment_anything.sizes(card)
     _check(card, sizes)

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from operators.miniatures.captions import FACE, SIGN
-from operators.miniatures.world import Scene, World
+from labelmill.operators.miniatures.captions import FACE, SIGN
+from labelmill.operators.miniatures.world import Scene, World
 
 SIDE = 320
 """Pixels of a scene's side."""

@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.engines.image_text_to_text import transformers_model, word_tokenizer
-from operators.engines.image_text_to_text.transformers_input import WordInput
-from operators.miniatures.captions import FACE, SIGN, caption, plural
-from operators.miniatures.objects import HELD_OUT, colours, kinds
-from operators.miniatures.training import questions
-from operators.miniatures.training.loop import Plan, train
-from operators.miniatures.training.pieces import Piece, cut, recoloured
-from operators.miniatures.training.scenes import Scenes
-from operators.models.card import ModelCard
+from labelmill.operators.engines.image_text_to_text import transformers_model, word_tokenizer
+from labelmill.operators.engines.image_text_to_text.transformers_input import WordInput
+from labelmill.operators.miniatures.captions import FACE, SIGN, caption, plural
+from labelmill.operators.miniatures.objects import HELD_OUT, colours, kinds
+from labelmill.operators.miniatures.training import questions
+from labelmill.operators.miniatures.training.loop import Plan, train
+from labelmill.operators.miniatures.training.pieces import Piece, cut, recoloured
+from labelmill.operators.miniatures.training.scenes import Scenes
+from labelmill.operators.models.card import ModelCard
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ def run(card: ModelCard, scenes: Scenes, folder: Path, plan: Plan = PLAN) -> dic
     """
     import torch
 
-    from operators.models.device import pick_device, seeded
+    from labelmill.operators.models.device import pick_device, seeded
 
     device = pick_device()
     given = WordInput(card)

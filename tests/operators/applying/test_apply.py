@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.applying.apply import Job, apply, apply_together
-from operators.applying.bisect import bisect
-from operators.applying.results import ContractError, step_schema, to_array
-from operators.applying.shard_images import ShardImages
-from operators.applying.worker import Worker
-from operators.base import DatasetOperator
-from operators.errors import RowError
+from labelmill.operators.applying.apply import Job, apply, apply_together
+from labelmill.operators.applying.bisect import bisect
+from labelmill.operators.applying.results import ContractError, step_schema, to_array
+from labelmill.operators.applying.shard_images import ShardImages
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.base import DatasetOperator
+from labelmill.operators.errors import RowError
 from tests.drawing import encode, noise
 from tests.toys import Brightness, Threshold, Wrong
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from operators.applying.fetch_ahead import FetchAhead
+from labelmill.operators.applying.fetch_ahead import FetchAhead
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from operators.applying import patience
-from operators.applying.apply import Job, apply, apply_together
-from operators.applying.patience import FIRST_IMAGES, LAST_IMAGES, Limits, Patience, StopError, Watch
-from operators.applying.shard_images import ShardImages
-from operators.applying.worker import Worker
-from operators.base import ImageOperator, OperatorParams
-from operators.errors import RowError
-from operators.images.decoded import DecodedImage
-from operators.moment import MomentError
+from labelmill.operators.applying import patience
+from labelmill.operators.applying.apply import Job, apply, apply_together
+from labelmill.operators.applying.patience import FIRST_IMAGES, LAST_IMAGES, Limits, Patience, StopError, Watch
+from labelmill.operators.applying.shard_images import ShardImages
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.base import ImageOperator, OperatorParams
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.moment import MomentError
 from tests.drawing import encode, noise
 from tests.toys import Brightness
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from operators.applying.results import to_array
-from operators.clustering.points import Points, read_points
-from operators.columns.schemas import embedding
-from operators.columns.vectors import Vectors
+from labelmill.operators.applying.results import to_array
+from labelmill.operators.clustering.points import Points, read_points
+from labelmill.operators.columns.schemas import embedding
+from labelmill.operators.columns.vectors import Vectors
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -7,12 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from operators.applying.results import to_array
-from operators.base import TableResult
-from operators.cluster import Cluster
-from operators.columns.schemas import embedding
-from operators.models import load_card
-from operators.models.card import ROOT
+from labelmill.operators.applying.results import to_array
+from labelmill.operators.base import TableResult
+from labelmill.operators.cluster import Cluster
+from labelmill.operators.columns.schemas import embedding
+from labelmill.operators.models import load_card
+from labelmill.operators.models.card import ROOT
 from tests.operators.engines.image_text_to_text.generations import earlier
 
 WIDTH = 32

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
-from operators.clustering import centres as module
-from operators.clustering.centres import (
+from labelmill.operators.clustering import centres as module
+from labelmill.operators.clustering.centres import (
     dissolve,
     distances,
     k_means,

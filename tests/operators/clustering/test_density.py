@@ -11,9 +11,9 @@ from scipy.spatial.distance import pdist, squareform
 from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
-from operators.clustering import density
-from operators.clustering.density import density_clusters, spanning_tree
-from operators.clustering.neighbours import Neighbourhood, Neighbours
+from labelmill.operators.clustering import density
+from labelmill.operators.clustering.density import density_clusters, spanning_tree
+from labelmill.operators.clustering.neighbours import Neighbourhood, Neighbours
 from tests.operators.clustering.planted import planted, points_of
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist, squareform
 
-from operators.clustering import neighbours as module
-from operators.clustering.neighbours import Neighbours, outlier_scores
+from labelmill.operators.clustering import neighbours as module
+from labelmill.operators.clustering.neighbours import Neighbours, outlier_scores
 from tests.operators.clustering.planted import planted, points_of
 
 

@@ -8,9 +8,9 @@ import faiss
 import numpy as np
 import pytest
 
-from operators.clustering import similar
-from operators.clustering.centres import train
-from operators.clustering.similar import most_similar
+from labelmill.operators.clustering import similar
+from labelmill.operators.clustering.centres import train
+from labelmill.operators.clustering.similar import most_similar
 
 
 def unit(count: int, seed: int) -> np.ndarray:

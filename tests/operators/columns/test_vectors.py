@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.applying.results import to_array
-from operators.columns import vectors as module
-from operators.columns.schemas import embedding
-from operators.columns.vectors import INFINITE, MISSING, ZERO, Vectors
+from labelmill.operators.applying.results import to_array
+from labelmill.operators.columns import vectors as module
+from labelmill.operators.columns.schemas import embedding
+from labelmill.operators.columns.vectors import INFINITE, MISSING, ZERO, Vectors
 
 WIDTH = 5
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.detections.boxes import areas, contained, intersections, iou, second_inside, suppress
+from labelmill.operators.detections.boxes import areas, contained, intersections, iou, second_inside, suppress
 
 
 def random_boxes(count: int, seed: int, size: float = 100) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.detections.crops import GREY, box_array, crop, usable
+from labelmill.operators.detections.crops import GREY, box_array, crop, usable
 
 PIXELS = np.random.default_rng(0).integers(0, 200, (60, 80, 3), dtype=np.uint8)
 sides = st.tuples(*[st.floats(-20, 100)] * 4)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.detections.tiles import Tiles, merge
+from labelmill.operators.detections.tiles import Tiles, merge
 
 sizes = st.tuples(st.integers(1, 900), st.integers(1, 700))
 cuts = st.builds(Tiles, size=st.integers(32, 300), overlap=st.floats(0, 0.9), whole=st.booleans())

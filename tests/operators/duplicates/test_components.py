@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from operators.columns.vectors import Vectors
-from operators.deduplicate import Deduplicate
-from operators.duplicates import vectors_of_a_cell, voronoi
-from operators.duplicates.components import connect
-from operators.duplicates.near_hashes import NearHashes
-from operators.duplicates.near_vectors import NearVectors
-from operators.split import Split
+from labelmill.operators.columns.vectors import Vectors
+from labelmill.operators.deduplicate import Deduplicate
+from labelmill.operators.duplicates import vectors_of_a_cell, voronoi
+from labelmill.operators.duplicates.components import connect
+from labelmill.operators.duplicates.near_hashes import NearHashes
+from labelmill.operators.duplicates.near_vectors import NearVectors
+from labelmill.operators.split import Split
 from tests.operators.duplicates.test_representatives import Pairs, clustered, column, flipped, hamming
 from tests.operators.engines.image_text_to_text.generations import earlier
 from tests.operators.test_deduplicate_near import FAR, SCHEMA, image, operator_of, run

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from operators.duplicates.in_threads import in_threads
+from labelmill.operators.duplicates.in_threads import in_threads
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators.columns.vectors import Vectors
-from operators.duplicates import vectors_of_a_cell, voronoi
-from operators.duplicates.components import connect
-from operators.duplicates.near_vectors import NearVectors
-from operators.duplicates.representatives import choose
+from labelmill.operators.columns.vectors import Vectors
+from labelmill.operators.duplicates import vectors_of_a_cell, voronoi
+from labelmill.operators.duplicates.components import connect
+from labelmill.operators.duplicates.near_vectors import NearVectors
+from labelmill.operators.duplicates.representatives import choose
 from tests.operators.duplicates.pickled_tasks import PickledTasks
 from tests.operators.duplicates.test_representatives import clustered, column, greedy
 
@@ -27,8 +27,8 @@ def many_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(voronoi, "CELL", 20)
     monkeypatch.setattr(voronoi, "TAKING", 0)
     monkeypatch.setattr(vectors_of_a_cell, "ROWS", 16)
-    monkeypatch.setattr("operators.duplicates.near_partitions.LEAST_BLOCK", 64)
-    monkeypatch.setattr("operators.duplicates.near_vectors.SAMPLE", 2)  # so little memory allows 31 cells
+    monkeypatch.setattr("labelmill.operators.duplicates.near_partitions.LEAST_BLOCK", 64)
+    monkeypatch.setattr("labelmill.operators.duplicates.near_vectors.SAMPLE", 2)  # so little memory allows 31 cells
 
 
 def vectors_of(count: int, kind: pa.DataType) -> Vectors:

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from operators.columns.vectors import Vectors
-from operators.duplicates import near_vectors, vectors_of_a_cell, voronoi
-from operators.duplicates.near_hashes import NearHashes, _choices
-from operators.duplicates.near_vectors import NearVectors
-from operators.duplicates.representatives import NONE, TOGETHER, choose
+from labelmill.operators.columns.vectors import Vectors
+from labelmill.operators.duplicates import near_vectors, vectors_of_a_cell, voronoi
+from labelmill.operators.duplicates.near_hashes import NearHashes, _choices
+from labelmill.operators.duplicates.near_vectors import NearVectors
+from labelmill.operators.duplicates.representatives import NONE, TOGETHER, choose
 
 
 class Pairs:

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from operators.errors import RowError
-from operators.images.decoded import DecodedImage, DecodeError, decode, image_format, image_size
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.decoded import DecodedImage, DecodeError, decode, image_format, image_size
 from tests.bad_images import CORNERS, Bad, Good, bad_images, cmyk_jpeg, encode, png, quadrants
 
 GOOD = {name: data for name, (data, outcome) in bad_images().items() if isinstance(outcome, Good)}
@@ -176,7 +176,7 @@ def test_the_first_decodes_of_a_process_may_run_in_threads() -> None:
     program = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from operators.images.decoded import decode
+from labelmill.operators.images.decoded import decode
 data = sys.stdin.buffer.read()
 assert "pillow_heif" not in sys.modules
 with ThreadPoolExecutor(8) as pool:

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from operators.images import decoded
-from operators.images.decoded import DecodeError, decode
-from operators.images.jpeg import plain_jpeg
+from labelmill.operators.images import decoded
+from labelmill.operators.images.decoded import DecodeError, decode
+from labelmill.operators.images.jpeg import plain_jpeg
 from tests.bad_images import bad_images, cmyk_jpeg, exif
 
 JPEGS = {name: data for name, (data, _) in bad_images().items() if data[:2] == b"\xff\xd8"}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from operators.measures.detections import average_precision
+from labelmill.operators.measures.detections import average_precision
 
 Labels = list[dict[str, Any]]
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from operators.detections.boxes import iou
-from operators.measures.detections import average_precision, bbox, compare, corners, match
+from labelmill.operators.detections.boxes import iou
+from labelmill.operators.measures.detections import average_precision, bbox, compare, corners, match
 
 CLASSES = ("car", "bus", "cup", "sign")
 

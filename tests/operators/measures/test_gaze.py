@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.measures.gaze import angular_error
+from labelmill.operators.measures.gaze import angular_error
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.measures.words import Read, WordScores, word_scores
+from labelmill.operators.measures.words import Read, WordScores, word_scores
 
 BOX = (10.0, 20.0, 90.0, 40.0)
 AWAY = (10.0, 120.0, 90.0, 140.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from operators.miniatures.catalogue import (
+from labelmill.operators.miniatures.catalogue import (
     FEW,
     GOALS,
     LARGEST,
@@ -21,7 +21,7 @@ from operators.miniatures.catalogue import (
     evaluate,
     table,
 )
-from operators.models.weights import files, verify
+from labelmill.operators.models.weights import files, verify
 
 KNOWN: dict[str, dict[str, dict[str, float]]] = json.loads(SCORES.read_text(encoding="utf-8"))
 

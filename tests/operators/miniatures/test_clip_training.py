@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from operators.engines.embedding import open_clip as engine
-from operators.miniatures.evaluation import clip as evaluation
-from operators.miniatures.objects import HELD_OUT
-from operators.miniatures.training import clip as training
-from operators.miniatures.training import loop
-from operators.miniatures.training.scenes import Drawn, Scenes, Thing, describe
-from operators.miniatures.world import World
-from operators.models import ModelCard, ModelError, load_card
-from operators.models.card import ROOT
+from labelmill.operators.engines.embedding import open_clip as engine
+from labelmill.operators.miniatures.evaluation import clip as evaluation
+from labelmill.operators.miniatures.objects import HELD_OUT
+from labelmill.operators.miniatures.training import clip as training
+from labelmill.operators.miniatures.training import loop
+from labelmill.operators.miniatures.training.scenes import Drawn, Scenes, Thing, describe
+from labelmill.operators.miniatures.world import World
+from labelmill.operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.models.card import ROOT
 
 CARD = load_card(ROOT / "conf" / "models" / "clip-miniature.yaml")
 SMALL = CARD.model_copy(

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from operators.deduplicate import Deduplicate
-from operators.engines.embedding.encoder import image_encoder
-from operators.images.quality import measure
-from operators.miniatures.duplicates import DUPLICATES, duplicate
-from operators.miniatures.world import World
-from operators.models import load_card
-from operators.models.card import ROOT
+from labelmill.operators.deduplicate import Deduplicate
+from labelmill.operators.engines.embedding.encoder import image_encoder
+from labelmill.operators.images.quality import measure
+from labelmill.operators.miniatures.duplicates import DUPLICATES, duplicate
+from labelmill.operators.miniatures.world import World
+from labelmill.operators.models import load_card
+from labelmill.operators.models.card import ROOT
 from tests.operators.engines.image_text_to_text.generations import earlier
 
 SCENES = 40

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from operators.engines.text import doctr_model
-from operators.miniatures.training import doctr_detection as detection
-from operators.miniatures.training import doctr_recognition as recognition
-from operators.miniatures.training import scenes as scenes_module
-from operators.miniatures.training.loop import Plan
-from operators.miniatures.training.scenes import Drawn, Scenes, Word, draw_scenes
-from operators.miniatures.words import held_out
-from operators.models import ModelError, load_card
-from operators.models.card import ROOT, ModelCard
+from labelmill.operators.engines.text import doctr_model
+from labelmill.operators.miniatures.training import doctr_detection as detection
+from labelmill.operators.miniatures.training import doctr_recognition as recognition
+from labelmill.operators.miniatures.training import scenes as scenes_module
+from labelmill.operators.miniatures.training.loop import Plan
+from labelmill.operators.miniatures.training.scenes import Drawn, Scenes, Word, draw_scenes
+from labelmill.operators.miniatures.words import held_out
+from labelmill.operators.models import ModelError, load_card
+from labelmill.operators.models.card import ROOT, ModelCard
 
 CARDS = {
     detection: load_card(ROOT / "conf" / "models" / "doctr-detection-miniature.yaml"),

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from operators.engines.gaze import l2cs
-from operators.miniatures.evaluation import gaze as evaluation
-from operators.miniatures.training import gaze as training
-from operators.miniatures.training.loop import save_half
-from operators.miniatures.training.scenes import Drawn, Scenes, Thing
-from operators.miniatures.world import World
-from operators.models import ModelCard, ModelError, load_card
-from operators.models.card import ROOT
+from labelmill.operators.engines.gaze import l2cs
+from labelmill.operators.miniatures.evaluation import gaze as evaluation
+from labelmill.operators.miniatures.training import gaze as training
+from labelmill.operators.miniatures.training.loop import save_half
+from labelmill.operators.miniatures.training.scenes import Drawn, Scenes, Thing
+from labelmill.operators.miniatures.world import World
+from labelmill.operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.models.card import ROOT
 
 CARD = load_card(ROOT / "conf" / "models" / "l2cs-miniature.yaml").model_copy(
     update={"config": {"width": 4}, "preprocess": {"crop": 32, "size": 32}}
@@ -64,7 +64,7 @@ def entropies(folder: Path) -> list[float]:
 
 
 def test_a_few_steps_lower_the_loss(scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from operators.miniatures.training import loop
+    from labelmill.operators.miniatures.training import loop
 
     train = loop.train
     monkeypatch.setattr(training, "train", lambda *args: train(*args, report=6))

@@ -15,16 +15,16 @@ import torch
 from torchvision.ops import box_iou, generalized_box_iou
 from torchvision.transforms.v2.functional import resize
 
-from operators.engines.detection import grounding_dino_model
-from operators.miniatures.objects import HELD_OUT, kinds
-from operators.miniatures.training import crops, prompts
-from operators.miniatures.training import grounding_dino as module
-from operators.miniatures.training import scenes as scenes_module
-from operators.miniatures.training.grounding_dino import _batch, _corners, _criterion, _overlaps, run
-from operators.miniatures.training.loop import Plan
-from operators.miniatures.training.scenes import Scenes, draw_scenes
-from operators.models import ModelError, load_card
-from operators.models.card import ROOT
+from labelmill.operators.engines.detection import grounding_dino_model
+from labelmill.operators.miniatures.objects import HELD_OUT, kinds
+from labelmill.operators.miniatures.training import crops, prompts
+from labelmill.operators.miniatures.training import grounding_dino as module
+from labelmill.operators.miniatures.training import scenes as scenes_module
+from labelmill.operators.miniatures.training.grounding_dino import _batch, _corners, _criterion, _overlaps, run
+from labelmill.operators.miniatures.training.loop import Plan
+from labelmill.operators.miniatures.training.scenes import Scenes, draw_scenes
+from labelmill.operators.models import ModelError, load_card
+from labelmill.operators.models.card import ROOT
 
 CARD = load_card(ROOT / "conf" / "models" / "grounding-dino-miniature.yaml")
 Targets = dict[str, torch.Tensor]

@@ -9,18 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from operators.columns.schemas import DETECTIONS, SIDES
-from operators.detect import Detect
-from operators.detections.boxes import iou
-from operators.images.decoded import decode
-from operators.images.quality import measure as measure_pixels
-from operators.label_conflicts import LabelConflicts
-from operators.label_errors import LabelErrors
-from operators.miniatures.duplicates import duplicate
-from operators.miniatures.world import World
-from operators.miniatures.write import CATEGORIES, encode
-from operators.models.card import load_card
-from operators.ontology import Ontology
+from labelmill.operators.columns.schemas import DETECTIONS, SIDES
+from labelmill.operators.detect import Detect
+from labelmill.operators.detections.boxes import iou
+from labelmill.operators.images.decoded import decode
+from labelmill.operators.images.quality import measure as measure_pixels
+from labelmill.operators.label_conflicts import LabelConflicts
+from labelmill.operators.label_errors import LabelErrors
+from labelmill.operators.miniatures.duplicates import duplicate
+from labelmill.operators.miniatures.world import World
+from labelmill.operators.miniatures.write import CATEGORIES, encode
+from labelmill.operators.models.card import load_card
+from labelmill.operators.ontology import Ontology
 from tests.operators.engines.image_text_to_text.generations import earlier
 
 pytestmark = pytest.mark.slow

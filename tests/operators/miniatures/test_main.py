@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from operators.miniatures import __main__ as command
-from operators.miniatures.catalogue import GOALS, TRAININGS, table
+from labelmill.operators.miniatures import __main__ as command
+from labelmill.operators.miniatures.catalogue import GOALS, TRAININGS, table
 
 
 @pytest.fixture
@@ -66,5 +66,7 @@ def test_trainings_run_side_by_side_and_one_that_fails_is_told(monkeypatch: pyte
     monkeypatch.setattr(command.subprocess, "run", run)
     assert command._side_by_side(["clip", "sam"], Path("state"), Path("scenes"), 2)
     assert not command._side_by_side(["clip", "gaze"], Path("state"), Path("scenes"), 2)
-    assert all(arguments[1:3] == ["-m", "operators.miniatures"] and "--train" in arguments for arguments in asked)
+    assert all(
+        arguments[1:3] == ["-m", "labelmill.operators.miniatures"] and "--train" in arguments for arguments in asked
+    )
     assert [arguments[3] for arguments in asked[:2]] in (["clip", "sam"], ["sam", "clip"])

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from operators.engines.segmentation import segment_anything
-from operators.miniatures.canvas import mask_box
-from operators.miniatures.evaluation.sam import evaluate
-from operators.miniatures.training import loop
-from operators.miniatures.training import sam as training
-from operators.miniatures.training.crops import Piece
-from operators.miniatures.training.loop import Plan, save_half
-from operators.miniatures.training.scenes import SIDE, Drawn, Scenes, describe
-from operators.miniatures.world import World
-from operators.models import ModelCard, ModelError, load_card
-from operators.models.card import ROOT
+from labelmill.operators.engines.segmentation import segment_anything
+from labelmill.operators.miniatures.canvas import mask_box
+from labelmill.operators.miniatures.evaluation.sam import evaluate
+from labelmill.operators.miniatures.training import loop
+from labelmill.operators.miniatures.training import sam as training
+from labelmill.operators.miniatures.training.crops import Piece
+from labelmill.operators.miniatures.training.loop import Plan, save_half
+from labelmill.operators.miniatures.training.scenes import SIDE, Drawn, Scenes, describe
+from labelmill.operators.miniatures.world import World
+from labelmill.operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.models.card import ROOT
 
 MINIATURE = load_card(ROOT / "conf" / "models" / "sam-miniature.yaml")
 SMALL = {

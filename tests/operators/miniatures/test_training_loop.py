@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from operators.miniatures.training.loop import Loss, Plan, save_half, train
+from labelmill.operators.miniatures.training.loop import Loss, Plan, save_half, train
 
 PLAN = Plan(steps=12, rate=0.02, warm_up=3, decay=0.1, average=0.9, clip=0.5)
 State = dict[str, torch.Tensor]

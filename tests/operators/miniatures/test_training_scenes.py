@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.miniatures.captions import FACE, SIGN
-from operators.miniatures.objects import HELD_OUT, colours, kinds, pairs
-from operators.miniatures.training import scenes as module
-from operators.miniatures.training.crops import LEAST_LEFT, cut
-from operators.miniatures.training.prompts import answers, ask
-from operators.miniatures.training.scenes import SEED, SIDE, Drawn, Scenes, Thing, draw_scenes
-from operators.miniatures.words import held_out
-from operators.miniatures.world import Scene, World
+from labelmill.operators.miniatures.captions import FACE, SIGN
+from labelmill.operators.miniatures.objects import HELD_OUT, colours, kinds, pairs
+from labelmill.operators.miniatures.training import scenes as module
+from labelmill.operators.miniatures.training.crops import LEAST_LEFT, cut
+from labelmill.operators.miniatures.training.prompts import answers, ask
+from labelmill.operators.miniatures.training.scenes import SEED, SIDE, Drawn, Scenes, Thing, draw_scenes
+from labelmill.operators.miniatures.words import held_out
+from labelmill.operators.miniatures.world import Scene, World
 
 COUNT = 6  # of two files of four
 

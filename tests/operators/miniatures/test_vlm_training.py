@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from operators.engines.image_text_to_text import transformers_model, word_tokenizer
-from operators.engines.image_text_to_text.transformers_input import WordInput
-from operators.miniatures.captions import parse_caption, plural
-from operators.miniatures.evaluation import vlm as evaluation
-from operators.miniatures.objects import HELD_OUT, colours, kinds, nearest_colour
-from operators.miniatures.training import pieces, questions, vlm
-from operators.miniatures.training.loop import Plan
-from operators.miniatures.training.scenes import Drawn, Scenes, Thing, describe
-from operators.miniatures.world import World
-from operators.models import ModelCard, ModelError, load_card
-from operators.models.card import ROOT
+from labelmill.operators.engines.image_text_to_text import transformers_model, word_tokenizer
+from labelmill.operators.engines.image_text_to_text.transformers_input import WordInput
+from labelmill.operators.miniatures.captions import parse_caption, plural
+from labelmill.operators.miniatures.evaluation import vlm as evaluation
+from labelmill.operators.miniatures.objects import HELD_OUT, colours, kinds, nearest_colour
+from labelmill.operators.miniatures.training import pieces, questions, vlm
+from labelmill.operators.miniatures.training.loop import Plan
+from labelmill.operators.miniatures.training.scenes import Drawn, Scenes, Thing, describe
+from labelmill.operators.miniatures.world import World
+from labelmill.operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.models.card import ROOT
 
 CARD = load_card(ROOT / "conf" / "models" / "vlm-miniature.yaml")
 
@@ -335,7 +335,7 @@ def test_evaluation_counts_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
             return next((index, scene) for index, scene in enumerate(drawn) if np.array_equal(scene.pixels, pixels))
 
         def answer(self, items: Any) -> Any:
-            from operators.engines.image_text_to_text.answerer import Reply
+            from labelmill.operators.engines.image_text_to_text.answerer import Reply
 
             return [Reply(self.say(*item)) for item in items]
 

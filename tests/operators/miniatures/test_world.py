@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from operators.miniatures import world as world_module
-from operators.miniatures.objects import draw
-from operators.miniatures.world import HELD_OUT, Scene, World, colours, held_out, kinds, pairs, parse_caption
+from labelmill.operators.miniatures import world as world_module
+from labelmill.operators.miniatures.objects import draw
+from labelmill.operators.miniatures.world import HELD_OUT, Scene, World, colours, held_out, kinds, pairs, parse_caption
 
 SIZE = 240
 

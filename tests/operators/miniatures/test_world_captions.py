@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.miniatures.captions import FACE, SIGN, Thing, caption, parse_caption, plural
-from operators.miniatures.objects import colours, kinds
+from labelmill.operators.miniatures.captions import FACE, SIGN, Thing, caption, parse_caption, plural
+from labelmill.operators.miniatures.objects import colours, kinds
 
 coloured = st.tuples(st.sampled_from(colours()), st.sampled_from(kinds()))
 things: st.SearchStrategy[Thing] = st.one_of(coloured, st.sampled_from([(None, FACE), (None, SIGN)]))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from operators.miniatures.defects import BROKEN, DEFECTS, break_file, brightness, spoil
-from operators.miniatures.duplicates import DUPLICATES, duplicate
-from operators.miniatures.faces import direction
-from operators.miniatures.transforms import mirroring, move, scaling, shifting, turning
-from operators.miniatures.world import Scene, World
-from operators.miniatures.write import encode
+from labelmill.operators.miniatures.defects import BROKEN, DEFECTS, break_file, brightness, spoil
+from labelmill.operators.miniatures.duplicates import DUPLICATES, duplicate
+from labelmill.operators.miniatures.faces import direction
+from labelmill.operators.miniatures.transforms import mirroring, move, scaling, shifting, turning
+from labelmill.operators.miniatures.world import Scene, World
+from labelmill.operators.miniatures.write import encode
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from operators.miniatures import faces
-from operators.miniatures.backgrounds import add_noise, background, jpeg_round_trip
-from operators.miniatures.canvas import Canvas, mask_box, palette
-from operators.miniatures.faces import direction, draw_head
-from operators.miniatures.objects import STYLES, colours, draw, kinds, nearest_colour, shade
-from operators.miniatures.signs import FONTS, font, print_sign
-from operators.miniatures.training.pieces import NEAR
-from operators.miniatures.words import WORDS, draw_text, held_out, vocabulary
-from operators.miniatures.world import draw_face, draw_object, draw_word
+from labelmill.operators.miniatures import faces
+from labelmill.operators.miniatures.backgrounds import add_noise, background, jpeg_round_trip
+from labelmill.operators.miniatures.canvas import Canvas, mask_box, palette
+from labelmill.operators.miniatures.faces import direction, draw_head
+from labelmill.operators.miniatures.objects import STYLES, colours, draw, kinds, nearest_colour, shade
+from labelmill.operators.miniatures.signs import FONTS, font, print_sign
+from labelmill.operators.miniatures.training.pieces import NEAR
+from labelmill.operators.miniatures.words import WORDS, draw_text, held_out, vocabulary
+from labelmill.operators.miniatures.world import draw_face, draw_object, draw_word
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.miniatures.exact import Warp, blend, stretch, tone
-from operators.miniatures.transforms import scaling, shifting, turning
+from labelmill.operators.miniatures.exact import Warp, blend, stretch, tone
+from labelmill.operators.miniatures.transforms import scaling, shifting, turning
 
 IMAGE = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
 OTHER = np.random.default_rng(2).integers(0, 256, (40, 50, 3), dtype=np.uint8)

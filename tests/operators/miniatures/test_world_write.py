@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from operators.miniatures.defects import BROKEN, DEFECTS
-from operators.miniatures.duplicates import DUPLICATES
-from operators.miniatures.world import kinds, parse_caption
-from operators.miniatures.write import WorldSummary, write_world
+from labelmill.operators.miniatures.defects import BROKEN, DEFECTS
+from labelmill.operators.miniatures.duplicates import DUPLICATES
+from labelmill.operators.miniatures.world import kinds, parse_caption
+from labelmill.operators.miniatures.write import WorldSummary, write_world
 
 IMAGES = 60
 OPTIONS = {"size": 180, "duplicates": 0.3, "bad": 0.25}
@@ -156,7 +156,7 @@ def test_words_and_gaze_lie_inside_their_images(written: tuple[Path, WorldSummar
 
 
 def test_pairs_can_be_kept_out(tmp_path: Path) -> None:
-    from operators.miniatures.world import HELD_OUT
+    from labelmill.operators.miniatures.world import HELD_OUT
 
     write_world(tmp_path / "seen", 10, 1, size=172, pairs="seen", duplicates=0, bad=0)
     document = coco(tmp_path / "seen")

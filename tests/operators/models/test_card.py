@@ -18,9 +18,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from operators.models import ModelCard, ModelError, load_card, weights
-from operators.models.card import ROOT
-from operators.models.device import inference, pick_dtype, seeded
+from labelmill.operators.models import ModelCard, ModelError, load_card, weights
+from labelmill.operators.models.card import ROOT
+from labelmill.operators.models.device import inference, pick_dtype, seeded
 
 CARDS = sorted((ROOT / "conf" / "models").glob("*.yaml"))
 
@@ -110,9 +110,9 @@ def test_there_are_the_cards_that_pipelines_name() -> None:
 def test_planning_imports_no_model_library() -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from operators.models import load_card\n"
-        "from operators.embed import Embed; from operators.detect import Detect\n"
-        "from operators.classify import Classify\n"
+        "from labelmill.operators.models import load_card\n"
+        "from labelmill.operators.embed import Embed; from labelmill.operators.detect import Detect\n"
+        "from labelmill.operators.classify import Classify\n"
         "folder = Path('conf/models')\n"
         "clip, dino = load_card(folder / 'clip-vit-l-14.yaml'), load_card(folder / 'grounding-dino-tiny.yaml')\n"
         "embed = Embed(Embed.Params(model=clip)); embed.check({}); embed.digest(); embed.needs()\n"

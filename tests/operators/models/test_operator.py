@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from operators.base import Needs
-from operators.images.decoded import DecodedImage
-from operators.models import ModelCard, ModelError
-from operators.models.card import Weights
-from operators.models.operator import ModelOperator, ModelParams
+from labelmill.operators.base import Needs
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.models import ModelCard, ModelError
+from labelmill.operators.models.card import Weights
+from labelmill.operators.models.operator import ModelOperator, ModelParams
 
 
 class Look(ModelOperator):

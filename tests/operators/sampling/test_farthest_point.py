@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.columns.vectors import Vectors
-from operators.sampling import farthest_point
-from operators.sampling.farthest_point import FarthestPoints
+from labelmill.operators.columns.vectors import Vectors
+from labelmill.operators.sampling import farthest_point
+from labelmill.operators.sampling.farthest_point import FarthestPoints
 
 
 def vectors(numbers: np.ndarray, chunk: int = 7) -> Vectors:

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.applying.results import join_result
-from operators.base import KEPT, Decision
-from operators.errors import OperatorError
-from operators.split import Split
+from labelmill.operators.applying.results import join_result
+from labelmill.operators.base import KEPT, Decision
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.split import Split
 
 Row = tuple[int | None, str | None]
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.columns.schemas import DETECTIONS
-from operators.errors import OperatorError
-from operators.split import SPLITS, Split
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.split import SPLITS, Split
 
 CLASSES = pa.list_(pa.string())
 NAMES = ["ant", "bee", "cat", "dog"]

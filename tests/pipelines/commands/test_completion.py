@@ -13,14 +13,25 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from operators import registry
-from operators.base import Operator
-from pipelines.cli import app
-from pipelines.commands import completion
-from pipelines.config.cards import card_files
+from labelmill.operators import registry
+from labelmill.operators.base import Operator
+from labelmill.pipelines.cli import app
+from labelmill.pipelines.commands import completion
+from labelmill.pipelines.config.cards import card_files
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-HEAVY = ("torch", "ray", "transformers", "pyarrow", "pandas", "numpy", "cv2", "duckdb", "omegaconf", "operators.base")
+HEAVY = (
+    "torch",
+    "ray",
+    "transformers",
+    "pyarrow",
+    "pandas",
+    "numpy",
+    "cv2",
+    "duckdb",
+    "omegaconf",
+    "labelmill.operators.base",
+)
 
 PIPELINE = """
 name: street
@@ -73,7 +84,7 @@ def ask(shell: str, line: str) -> list[str]:
     }[shell]
     code = (
         "import sys, json, time\n"
-        "from pipelines.cli import app\n"
+        "from labelmill.pipelines.cli import app\n"
         "sys.argv[0] = 'labelmill'\n"
         "try:\n    app(prog_name='labelmill')\n"
         "finally:\n"
@@ -169,7 +180,7 @@ def test_what_is_read_from_sources_is_what_the_classes_have() -> None:
         assert set(completion.parameters(name)) == fields(registry.find(name)), name
     assert set(completion.parameters("tests.toys:Threshold")) == fields(registry.find("tests.toys:Threshold"))
     steps = ["keep", "tests.toys:Brightness", "x:OddURLName2", {"detect": None}, {"embed": {}, "as": "clip"}]
-    from pipelines.config.yaml_file import step_label
+    from labelmill.pipelines.config.yaml_file import step_label
 
     assert [completion._step(step)[0] for step in steps] == [step_label(step) for step in steps]
 

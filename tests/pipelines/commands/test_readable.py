@@ -13,10 +13,10 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from operators.registry import names
-from pipelines.cli import app
-from pipelines.commands import new
-from pipelines.commands.catalogue import print_prose
+from labelmill.operators.registry import names
+from labelmill.pipelines.cli import app
+from labelmill.pipelines.commands import new
+from labelmill.pipelines.commands.catalogue import print_prose
 from tests.drawing import folder_of_images
 from tests.pipelines.test_run import document
 

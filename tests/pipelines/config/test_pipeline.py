@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.config.pipeline import load_pipeline
-from pipelines.config.yaml_file import read_yaml
-from pipelines.errors import ConfigError, UserError
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.config.yaml_file import read_yaml
+from labelmill.pipelines.errors import ConfigError, UserError
 
 GOOD = """\
 name: street

@@ -7,14 +7,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from operators.images.decoded import decode
-from pipelines.engine.dataset_steps import run_dataset_step
-from pipelines.engine.work import ShardWorker
-from pipelines.run_folder.layout import Layout
-from pipelines.run_folder.shards import take_in
-from pipelines.run_folder.store import Store
-from pipelines.sources import Fetcher, SourceSpec, open_source
-from pipelines.steps import Step, chain
+from labelmill.operators.images.decoded import decode
+from labelmill.pipelines.engine.dataset_steps import run_dataset_step
+from labelmill.pipelines.engine.work import ShardWorker
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.run_folder.shards import take_in
+from labelmill.pipelines.run_folder.store import Store
+from labelmill.pipelines.sources import Fetcher, SourceSpec, open_source
+from labelmill.pipelines.steps import Step, chain
 from tests.drawing import encode, folder_of_images, noise
 from tests.pipelines.test_run import tree
 from tests.toys import Brightness, Rank, Threshold, logged

@@ -12,18 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine import runners
-from pipelines.engine.local import local_session
-from pipelines.engine.resources import Resources
-from pipelines.errors import UserError
-from pipelines.run import Options, run
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine import runners
+from labelmill.pipelines.engine.local import local_session
+from labelmill.pipelines.engine.resources import Resources
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run import Options, run
 from tests.drawing import folder_of_images
 
 OPERATORS = '''
 import os, pathlib, threading, time
 import pyarrow as pa
-from operators.base import DatasetOperator, ImageOperator, Needs, OperatorParams, TableResult, tuning
+from labelmill.operators.base import DatasetOperator, ImageOperator, Needs, OperatorParams, TableResult, tuning
 
 class Where(ImageOperator):
     """Which process an image was seen by, and which GPU that has."""
@@ -198,7 +198,9 @@ def test_what_runs_is_chosen_by_size_and_said(options: Options, images: int, tol
 
 def test_a_cluster_that_is_named_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("pipelines.engine.on_ray.ray_session", lambda address, *_: asked.append(address) or 1 / 0)
+    monkeypatch.setattr(
+        "labelmill.pipelines.engine.on_ray.ray_session", lambda address, *_: asked.append(address) or 1 / 0
+    )
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     for options in (Options(), Options(ray=True), Options(address="auto")):
         with pytest.raises(ZeroDivisionError):

@@ -7,12 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from operators.base import Needs, TableOperator
-from pipelines.engine import on_ray
-from pipelines.engine.placement import Pool
-from pipelines.run_folder.layout import Layout
-from pipelines.run_folder.store import Store
-from pipelines.steps import chain
+from labelmill.operators.base import Needs, TableOperator
+from labelmill.pipelines.engine import on_ray
+from labelmill.pipelines.engine.placement import Pool
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.run_folder.store import Store
+from labelmill.pipelines.steps import chain
 
 
 class Toy(TableOperator):

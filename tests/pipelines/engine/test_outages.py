@@ -13,16 +13,16 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from operators.applying import shard_images
-from operators.applying.patience import Limits
-from operators.images.decoded import decode
-from pipelines.cli import app
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.outages import AcceleratorLost, Outage
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.errors import UserError
-from pipelines.run import Options, run
-from pipelines.sources import storage
+from labelmill.operators.applying import shard_images
+from labelmill.operators.applying.patience import Limits
+from labelmill.operators.images.decoded import decode
+from labelmill.pipelines.cli import app
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.outages import AcceleratorLost, Outage
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run import Options, run
+from labelmill.pipelines.sources import storage
 from tests.drawing import encode, noise
 from tests.flaky_server import Answer, FlakyServer
 from tests.operators.engines.image_text_to_text.chat_server import MODEL, ChatServer, Request, Response, says

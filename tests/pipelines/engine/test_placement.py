@@ -6,11 +6,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from operators.base import DatasetOperator, ImageOperator, Needs, OperatorParams, TableOperator, TableResult
-from pipelines.engine.placement import place, segments
-from pipelines.engine.resources import Node, Resources
-from pipelines.errors import UserError
-from pipelines.steps import Step, chain
+from labelmill.operators.base import DatasetOperator, ImageOperator, Needs, OperatorParams, TableOperator, TableResult
+from labelmill.pipelines.engine.placement import place, segments
+from labelmill.pipelines.engine.resources import Node, Resources
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.steps import Step, chain
 
 
 class Params(OperatorParams):

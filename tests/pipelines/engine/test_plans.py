@@ -10,9 +10,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipelines.cli import app
-from pipelines.engine.resources import Node, parse_resources, resources_here, stated_gpu_memory
-from pipelines.errors import UserError
+from labelmill.pipelines.cli import app
+from labelmill.pipelines.engine.resources import Node, parse_resources, resources_here, stated_gpu_memory
+from labelmill.pipelines.errors import UserError
 from tests.drawing import folder_of_images
 
 CHECKOUT = Path(__file__).resolve().parents[3]

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.errors import UserError
-from pipelines.run import Options, run
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run import Options, run
 from tests.drawing import folder_of_images
 from tests.pipelines.test_cluster import PATIENCE, add_worker
 from tests.pipelines.test_run import tree

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine import ray_news
-from pipelines.engine.ray_news import Line, Teller, Watch
-from pipelines.engine.receipts import Partial, Receipt
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.errors import UserError
-from pipelines.run import Options, run
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine import ray_news
+from labelmill.pipelines.engine.ray_news import Line, Teller, Watch
+from labelmill.pipelines.engine.receipts import Partial, Receipt
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run import Options, run
 from tests.drawing import folder_of_images
 from tests.toys import logged
 
@@ -168,7 +168,7 @@ def test_workers_that_a_cluster_never_starts_are_a_sentence(monkeypatch: pytest.
     """Others took the cluster's only CPU when the plan was made: Ray waits for it without an end and without a word."""
     import ray
 
-    from pipelines.engine import on_ray
+    from labelmill.pipelines.engine import on_ray
 
     monkeypatch.setattr(ray_news, "SILENT_SECONDS", 5.0)
     session = on_ray.ray_session

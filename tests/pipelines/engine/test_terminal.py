@@ -8,11 +8,11 @@ import time
 import pyarrow as pa
 from rich.console import Console
 
-from pipelines.engine.receipts import Working, receipt_of
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.run_folder.layout import Layout
-from pipelines.run_folder.store import Store
-from pipelines.steps import Step, chain
+from labelmill.pipelines.engine.receipts import Working, receipt_of
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.run_folder.store import Store
+from labelmill.pipelines.steps import Step, chain
 from tests.toys import Parted
 
 

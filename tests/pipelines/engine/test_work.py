@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from pipelines.engine.work import waves
-from pipelines.steps import Step, chain
+from labelmill.pipelines.engine.work import waves
+from labelmill.pipelines.steps import Step, chain
 from tests.toys import Brightness, Rank, Threshold
 
 

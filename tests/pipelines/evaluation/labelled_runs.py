@@ -11,9 +11,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.run import Options, run
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.run import Options, run
 
 WIDTH, HEIGHT = 200, 160
 

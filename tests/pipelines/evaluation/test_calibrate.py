@@ -14,17 +14,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.columns.schemas import DETECTIONS
-from operators.measures.curves import Curve
-from operators.measures.detections import match
-from operators.ontology import Ontology
-from operators.select import Select
-from pipelines.errors import UserError
-from pipelines.evaluation.calibrate import Sweep, calibrate, choose, sweep, threshold_figures
-from pipelines.evaluation.calibrate_file import fragment, write_fragment
-from pipelines.evaluation.labels import as_label
-from pipelines.evaluation.truth import Truth
-from pipelines.run_folder.finished_run import FinishedRun
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.measures.curves import Curve
+from labelmill.operators.measures.detections import match
+from labelmill.operators.ontology import Ontology
+from labelmill.operators.select import Select
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.evaluation.calibrate import Sweep, calibrate, choose, sweep, threshold_figures
+from labelmill.pipelines.evaluation.calibrate_file import fragment, write_fragment
+from labelmill.pipelines.evaluation.labels import as_label
+from labelmill.pipelines.evaluation.truth import Truth
+from labelmill.pipelines.run_folder.finished_run import FinishedRun
 
 NAMES = ("car", "bus")
 

@@ -12,17 +12,17 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-import pipelines.evaluation.evaluate
-from operators.base import OperatorParams, TableOperator, TableResult
-from operators.columns.schemas import DETECTIONS
-from operators.miniatures.write import write_world
-from pipelines.cli import app
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.errors import UserError
-from pipelines.evaluation.evaluate import evaluate_run
-from pipelines.evaluation.truth import read_truth
-from pipelines.run import Options, run
+import labelmill.pipelines.evaluation.evaluate
+from labelmill.operators.base import OperatorParams, TableOperator, TableResult
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.miniatures.write import write_world
+from labelmill.pipelines.cli import app
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.evaluation.evaluate import evaluate_run
+from labelmill.pipelines.evaluation.truth import read_truth
+from labelmill.pipelines.run import Options, run
 
 SIDES = ("x1", "y1", "x2", "y2")
 TRUTH = Path("world/truth")
@@ -163,8 +163,8 @@ class TestARun:
             judged.append(arguments)
             return real(*arguments)
 
-        real = pipelines.evaluation.evaluate._evaluate
-        monkeypatch.setattr(pipelines.evaluation.evaluate, "_evaluate", evaluate)
+        real = labelmill.pipelines.evaluation.evaluate._evaluate
+        monkeypatch.setattr(labelmill.pipelines.evaluation.evaluate, "_evaluate", evaluate)
         mill()
         first = evaluate_run("run", TRUTH)
         kept = Path("run/evaluation.json").read_bytes()

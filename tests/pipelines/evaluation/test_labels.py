@@ -12,16 +12,16 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from operators.base import OperatorParams, TableOperator, TableResult
-from operators.columns.schemas import DETECTIONS
-from operators.fuse import Fuse, Platt
-from operators.miniatures.write import write_world
-from pipelines.cli import app
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.evaluation.calibrate_fuse import fit
-from pipelines.evaluation.evaluate import Calibration, evaluate_run
-from pipelines.run import Options, run
+from labelmill.operators.base import OperatorParams, TableOperator, TableResult
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.fuse import Fuse, Platt
+from labelmill.operators.miniatures.write import write_world
+from labelmill.pipelines.cli import app
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.evaluation.calibrate_fuse import fit
+from labelmill.pipelines.evaluation.evaluate import Calibration, evaluate_run
+from labelmill.pipelines.run import Options, run
 
 CLASSES = ["car", "cup", "tree", "face", "sign"]
 TIMID, BOLD = {"sign"}, {"face"}  # of the other kinds there are hardly ten
@@ -140,7 +140,7 @@ def test_a_verify_step_is_worth_what_select_makes_of_it(worlds: list[Path]) -> N
         noisy(worlds[0], **{"as": "first"}),
         noisy(worlds[0], 1, **{"as": "second"}),
         {"select": {"detections": "first.detections", "score": 0.2}},
-        {"operators.verify:Verify": {"against": "second.detections"}},
+        {"labelmill.operators.verify:Verify": {"against": "second.detections"}},
     ]
     truth = worlds[0] / "truth"
     alone = evaluate_run(mill(worlds[0], steps, "alone"), truth)
@@ -162,7 +162,7 @@ def test_a_verify_step_is_worth_what_select_makes_of_it(worlds: list[Path]) -> N
 
 def test_fused_detectors_are_better_than_either(worlds: list[Path]) -> None:
     both = [noisy(worlds[0], **{"as": "first"}), noisy(worlds[0], 1, **{"as": "second"})]
-    fuse = {"operators.fuse:Fuse": {"detections": ["first.detections", "second.detections"]}}
+    fuse = {"labelmill.operators.fuse:Fuse": {"detections": ["first.detections", "second.detections"]}}
     truth = worlds[0] / "truth"
     one = evaluate_run(mill(worlds[0], [both[0], "select"], "one"), truth)["thresholds"]
     two = evaluate_run(mill(worlds[0], [*both, fuse, "select"], "two"), truth)["thresholds"]
@@ -171,7 +171,7 @@ def test_fused_detectors_are_better_than_either(worlds: list[Path]) -> None:
 
 def test_detectors_are_calibrated_before_they_are_fused(worlds: list[Path]) -> None:
     both = [noisy(worlds[0], **{"as": "first"}), noisy(worlds[0], 1, **{"as": "second"})]
-    fuse = {"operators.fuse:Fuse": {"detections": ["first.detections", "second.detections"]}, "as": "fuse"}
+    fuse = {"labelmill.operators.fuse:Fuse": {"detections": ["first.detections", "second.detections"]}, "as": "fuse"}
     mill(worlds[0], [*both, fuse, "select"])
     told = CliRunner().invoke(
         app, ["evaluate", "run", "--truth", str(worlds[0] / "truth"), "--calibrate", "scores.yaml"]
@@ -226,7 +226,7 @@ def test_a_second_look_at_the_crops_makes_labels_of_a_real_detector_more_precise
     steps = [
         {"detect": {"model": "grounding-dino-miniature"}},
         {"select": {"score": 0.2}},
-        {"operators.verify:Verify": {"model": "clip-miniature"}},
+        {"labelmill.operators.verify:Verify": {"model": "clip-miniature"}},
         {"select": {"score": 0.2, "agreement": 0.3}},
     ]
     found = evaluate_run(mill(worlds[0], steps), worlds[0] / "truth")["verification"]

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from operators.review import REVIEWS
-from pipelines.cli import app
-from pipelines.errors import UserError
-from pipelines.evaluation.evaluate import evaluate_run
-from pipelines.sources.labels import detection
+from labelmill.operators.review import REVIEWS
+from labelmill.pipelines.cli import app
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.evaluation.evaluate import evaluate_run
+from labelmill.pipelines.sources.labels import detection
 from tests.pipelines.evaluation.labelled_runs import (
     FOUND,
     HEIGHT,
@@ -275,8 +275,8 @@ class TestNothingIsSilent:
         assert (found["labels"]["images"], found["labels"]["objects"], found["labels"]["recall"]) == (1, 1, 1.0)
 
     def test_the_report_counts_as_evaluate_does(self) -> None:
-        from pipelines.report.quality import Quality
-        from pipelines.report.run_reader import RunReader
+        from labelmill.pipelines.report.quality import Quality
+        from labelmill.pipelines.report.run_reader import RunReader
 
         run = RunReader(found_run())
         quality = Quality(run, coco("truth.json", TRUE))

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipelines.exports import exporter
-from pipelines.exports.dataset import Dataset, ExportImage, ExportSummary, Fetch
-from pipelines.exports.files import Output
+from labelmill.pipelines.exports import exporter
+from labelmill.pipelines.exports.dataset import Dataset, ExportImage, ExportSummary, Fetch
+from labelmill.pipelines.exports.files import Output
 
 CLASSES = ["disc", "stop sign", "ring"]
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.exports.dataset import ExportImage
+from labelmill.pipelines.exports.dataset import ExportImage
 from tests.pipelines.exports.scenes import detection, disc, scenes, write_dataset
 
 MODELS = ["grounding-dino-tiny@9f2c61ab04d7", "sam-vit-b@0123456789ab"]

@@ -14,8 +14,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipelines.exports.dataset import ExportError, ExportImage, ExportSummary
-from pipelines.exports.files import Output
+from labelmill.pipelines.exports.dataset import ExportError, ExportImage, ExportSummary
+from labelmill.pipelines.exports.files import Output
 from tests.pipelines.exports.scenes import (
     CLASSES,
     detection,
@@ -179,7 +179,7 @@ def test_ids_that_do_not_fit_a_double_are_refused(tmp_path: Path, monkeypatch: p
     assert labels_in(tmp_path / "coco")[0]["id"] < 2**53
     with pytest.raises(ExportError, match=r"room for 99999 objects an image and image_id up to"):
         export(tmp_path / "other", [picture(tmp_path, last + 2, found)])
-    monkeypatch.setattr("pipelines.exports.labels.IDS_PER_IMAGE", 10)
+    monkeypatch.setattr("labelmill.pipelines.exports.labels.IDS_PER_IMAGE", 10)
     export(tmp_path / "third", [picture(tmp_path, 1, found * 9)])
     with pytest.raises(ExportError, match=r"room for 9 objects an image .* this is object 10 of image_id 1"):
         export(tmp_path / "fourth", [picture(tmp_path, 1, found * 10)])

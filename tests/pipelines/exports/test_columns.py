@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.errors import ConfigError
-from pipelines.exports.columns import COLUMNS, find_column, models_used
-from pipelines.run import Options, run
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.errors import ConfigError
+from labelmill.pipelines.exports.columns import COLUMNS, find_column, models_used
+from labelmill.pipelines.run import Options, run
 from tests.drawing import folder_of_images
 
 TOY = "tests.pipelines.exports.toys:Says"
@@ -95,9 +95,9 @@ def test_a_wrong_column_is_named_with_its_place(export: dict[str, Any], expected
 
 
 def test_models_are_found_wherever_parameters_hold_cards() -> None:
-    from operators.registry import find
-    from pipelines.config.cards import find_card
-    from pipelines.steps import chain
+    from labelmill.operators.registry import find
+    from labelmill.pipelines.config.cards import find_card
+    from labelmill.pipelines.steps import chain
 
     cards = [find_card(name) for name in ("clip-random", "grounding-dino-random")]
     says = find(TOY)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from pipelines.exports import exporter
-from pipelines.exports.dataset import ExportError, ExportImage
+from labelmill.pipelines.exports import exporter
+from labelmill.pipelines.exports.dataset import ExportError, ExportImage
 from tests.pipelines.exports.scenes import CLASSES, detection, disc, picture, tree, write_dataset
 
 export = partial(write_dataset, "crops")

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipelines.exports.cvat import mask_fields
-from pipelines.exports.masks import read_mask
+from labelmill.pipelines.exports.cvat import mask_fields
+from labelmill.pipelines.exports.masks import read_mask
 from tests.pipelines.exports.scenes import CLASSES, detection, picture, rle
 from tests.pipelines.exports.streams import MODELS, WORD, export, full_scenes
 

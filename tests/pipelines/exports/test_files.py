@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from operators.errors import RowError
-from pipelines.errors import UserError
-from pipelines.exports import EXPORT_NAMES, exporter
-from pipelines.exports.card import dataset_card, escaped
-from pipelines.exports.dataset import Dataset, ExportError, ExportImage
-from pipelines.exports.files import Output, file_name
-from pipelines.exports.labels import Tally
-from pipelines.sources.uri import file_uri
+from labelmill.operators.errors import RowError
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.exports import EXPORT_NAMES, exporter
+from labelmill.pipelines.exports.card import dataset_card, escaped
+from labelmill.pipelines.exports.dataset import Dataset, ExportError, ExportImage
+from labelmill.pipelines.exports.files import Output, file_name
+from labelmill.pipelines.exports.labels import Tally
+from labelmill.pipelines.sources.uri import file_uri
 from tests.pipelines.exports.scenes import read, refuse
 
 

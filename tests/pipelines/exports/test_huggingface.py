@@ -10,7 +10,7 @@ import pytest
 from datasets import ClassLabel
 from PIL import Image
 
-from pipelines.exports.dataset import ExportError, ExportImage
+from labelmill.pipelines.exports.dataset import ExportError, ExportImage
 from tests.pipelines.exports.scenes import CLASSES, detection, picture, tree
 from tests.pipelines.exports.streams import MODELS, WORD, export, full_scenes, peak
 
@@ -53,7 +53,7 @@ def test_load_dataset_gives_images_labels_and_splits(tmp_path: Path) -> None:
 
 
 def test_bytes_are_the_originals_and_the_source_reads_them(tmp_path: Path) -> None:
-    from pipelines.sources import Fetcher, SourceSpec, open_source
+    from labelmill.pipelines.sources import Fetcher, SourceSpec, open_source
 
     truth = full_scenes(tmp_path / "source", 3)
     export("huggingface", tmp_path / "out", truth)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from pipelines.exports.dataset import ExportImage
+from labelmill.pipelines.exports.dataset import ExportImage
 from tests.pipelines.exports.scenes import detection, disc, picture, ring
 from tests.pipelines.exports.streams import MODELS, WORD, export, full_scenes
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from pipelines.exports.masks import MaskError, joined_polygon, outline, read_mask
+from labelmill.pipelines.exports.masks import MaskError, joined_polygon, outline, read_mask
 from tests.pipelines.exports.scenes import disc, ring, rle
 
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from operators.columns.schemas import SIDES
-from pipelines.sources import SourceSpec, open_source
-from pipelines.sources.guess import guess_kind
-from pipelines.sources.read_labels import read_labels
+from labelmill.operators.columns.schemas import SIDES
+from labelmill.pipelines.sources import SourceSpec, open_source
+from labelmill.pipelines.sources.guess import guess_kind
+from labelmill.pipelines.sources.read_labels import read_labels
 from tests.pipelines.exports.scenes import CLASSES, disc, picture, write_dataset
 from tests.pipelines.exports.test_round_trips import HEIGHT, WIDTH, few, iou, labels, without_repeats
 

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from operators.columns.schemas import SIDES
-from operators.miniatures.world import World
-from pipelines.exports.dataset import ExportImage
-from pipelines.sources import Entry, SourceSpec, open_source
+from labelmill.operators.columns.schemas import SIDES
+from labelmill.operators.miniatures.world import World
+from labelmill.pipelines.exports.dataset import ExportImage
+from labelmill.pipelines.sources import Entry, SourceSpec, open_source
 from tests.pipelines.exports.scenes import CLASSES, detection, disc, picture, write_dataset
 
 WIDTH, HEIGHT = 64, 48

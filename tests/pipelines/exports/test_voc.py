@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import fsspec
 import pytest
 
-from pipelines.exports.dataset import ExportError, ExportImage
-from pipelines.exports.files import Output
+from labelmill.pipelines.exports.dataset import ExportError, ExportImage
+from labelmill.pipelines.exports.files import Output
 from tests.pipelines.exports.scenes import detection, disc, picture, tree, write_dataset
 
 export = partial(write_dataset, "voc", provenance={"pipeline": "street"})

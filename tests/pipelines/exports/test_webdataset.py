@@ -82,7 +82,7 @@ def test_tars_fill_up_and_earlier_ones_stay_as_they_were(tmp_path: Path, params:
 
 
 def test_our_own_source_finds_every_image(tmp_path: Path) -> None:
-    from pipelines.sources import Fetcher, SourceSpec, open_source
+    from labelmill.pipelines.sources import Fetcher, SourceSpec, open_source
 
     truth = full_scenes(tmp_path / "source", 4)
     export("webdataset", tmp_path / "out", truth)

@@ -16,9 +16,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pydantic import ValidationError
 
-from pipelines.exports import exporter
-from pipelines.exports.dataset import ExportError, ExportImage, ExportSummary
-from pipelines.exports.files import Output
+from labelmill.pipelines.exports import exporter
+from labelmill.pipelines.exports.dataset import ExportError, ExportImage, ExportSummary
+from labelmill.pipelines.exports.files import Output
 from tests.pipelines.exports.scenes import CLASSES, detection, disc, picture, ring, rle, scenes, tree, write_dataset
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.exports.dataset import ExportError, ExportImage
-from pipelines.exports.masks import read_mask, smallest_rectangle
+from labelmill.pipelines.exports.dataset import ExportError, ExportImage
+from labelmill.pipelines.exports.masks import read_mask, smallest_rectangle
 from tests.pipelines.exports.scenes import CLASSES, detection, disc, picture, rle, write_dataset
 
 WIDTH, HEIGHT = 160, 120

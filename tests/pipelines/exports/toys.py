@@ -7,12 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from operators.base import ImageOperator, OperatorParams
-from operators.columns.schemas import DETECTIONS
-from operators.errors import RowError
-from operators.images.decoded import DecodedImage
-from operators.models.card import ModelCard
-from operators.read import WORD
+from labelmill.operators.base import ImageOperator, OperatorParams
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.models.card import ModelCard
+from labelmill.operators.read import WORD
 from tests.pipelines.exports.scenes import detection
 
 BOX = {"x1": 2.0, "y1": 3.0, "x2": 12.0, "y2": 9.0}

@@ -13,15 +13,15 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from operators.base import TableOperator, TableResult
-from operators.columns.schemas import DETECTIONS
-from pipelines.commands.errors import errors
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.errors import UserError
-from pipelines.label_errors.collect import TABLE, list_label_errors
-from pipelines.label_errors.sheet import render, window, write_sheet
-from pipelines.run import Options, run
+from labelmill.operators.base import TableOperator, TableResult
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.pipelines.commands.errors import errors
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.label_errors.collect import TABLE, list_label_errors
+from labelmill.pipelines.label_errors.sheet import render, window, write_sheet
+from labelmill.pipelines.run import Options, run
 from tests.drawing import encode, noise
 from tests.operators.test_label_errors import box
 
@@ -73,7 +73,7 @@ def mill(folder: Path, steps: list[Any], images: int = 9) -> str:
     return str(folder / "run")
 
 
-STEPS = ["tests.pipelines.label_errors.test_collect:Oracle", "operators.label_errors:LabelErrors"]
+STEPS = ["tests.pipelines.label_errors.test_collect:Oracle", "labelmill.operators.label_errors:LabelErrors"]
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,12 @@ class TestTheList:
             list_label_errors(mill(tmp_path, STEPS[:1], 3))
 
     def test_an_image_may_have_errors_of_several_steps(self, tmp_path: Path) -> None:
-        steps = [STEPS[0], "inspect", {"operators.label_conflicts:LabelConflicts": {"distance": 16}}, STEPS[1]]
+        steps = [
+            STEPS[0],
+            "inspect",
+            {"labelmill.operators.label_conflicts:LabelConflicts": {"distance": 16}},
+            STEPS[1],
+        ]
         found = list_label_errors(mill(tmp_path, steps, 3))
         assert found["steps"] == ["label_conflicts", "label_errors"] and found["counts"]["class"] == 1
 

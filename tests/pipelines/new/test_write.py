@@ -16,11 +16,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from pipelines.commands import new as command
-from pipelines.config.pipeline import Pipeline, load_pipeline
-from pipelines.errors import UserError
-from pipelines.new.source import Found, look, name_of
-from pipelines.new.write import (
+from labelmill.pipelines.commands import new as command
+from labelmill.pipelines.config.pipeline import Pipeline, load_pipeline
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.new.source import Found, look, name_of
+from labelmill.pipelines.new.write import (
     EXPORT_NEEDS,
     LABELLED,
     NEEDS_CLASSES,
@@ -33,8 +33,8 @@ from pipelines.new.write import (
     parse_classes,
     pipeline_text,
 )
-from pipelines.sources.guess import guess_kind
-from pipelines.sources.spec import KINDS
+from labelmill.pipelines.sources.guess import guess_kind
+from labelmill.pipelines.sources.spec import KINDS
 from tests.drawing import folder_of_images
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -129,7 +129,7 @@ def test_masks_need_boxes_unless_the_source_has_labels() -> None:
 
 
 def test_every_card_is_one_that_there_is_and_none_is_a_miniature() -> None:
-    from pipelines.config.cards import card_files
+    from labelmill.pipelines.config.cards import card_files
 
     named = {*ON_GPU.values(), *ON_CPU.values()}
     assert named <= card_files().keys()
@@ -157,8 +157,8 @@ def test_every_question_is_an_option() -> None:
 
 
 def test_what_it_writes_runs() -> None:
-    from pipelines.engine.terminal import TerminalReporter
-    from pipelines.run import Options, run
+    from labelmill.pipelines.engine.terminal import TerminalReporter
+    from labelmill.pipelines.run import Options, run
 
     folder_of_images(Path("data/street"), 12, width=96, height=96)
     new("--source", "data/street", "--yes")
@@ -273,7 +273,7 @@ def test_names_come_from_the_nearest_telling_folder() -> None:
 def test_it_asks_in_a_terminal_and_asks_again_after_a_wrong_answer() -> None:
     folder_of_images(Path("street"), 3)
     main, terminal = pty.openpty()
-    code = "import typer; from pipelines.commands.new import new; a = typer.Typer(); a.command()(new); a()"
+    code = "import typer; from labelmill.pipelines.commands.new import new; a = typer.Typer(); a.command()(new); a()"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=terminal, stdout=terminal, stderr=terminal, close_fds=True,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT), "TERM": "dumb"},

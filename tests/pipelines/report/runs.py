@@ -13,20 +13,20 @@ import pyarrow as pa
 import yaml
 from pycocotools import mask as coco_mask
 
-from operators.base import ImageOperator, TableOperator, TableResult
-from operators.cluster import Cluster
-from operators.columns.schemas import DETECTION, DETECTIONS, SHARD, embedding
-from operators.errors import RowError
-from operators.images.decoded import DecodedImage
-from operators.read import WORD
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.run import Options, run
-from pipelines.run_folder.layout import Layout
-from pipelines.run_folder.outcomes import summarise, write_json
-from pipelines.run_folder.reopen import state_of, write_pipeline
-from pipelines.run_folder.shards import shard_name
-from pipelines.run_folder.store import Store
+from labelmill.operators.base import ImageOperator, TableOperator, TableResult
+from labelmill.operators.cluster import Cluster
+from labelmill.operators.columns.schemas import DETECTION, DETECTIONS, SHARD, embedding
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.read import WORD
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.run import Options, run
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.run_folder.outcomes import summarise, write_json
+from labelmill.pipelines.run_folder.reopen import state_of, write_pipeline
+from labelmill.pipelines.run_folder.shards import shard_name
+from labelmill.pipelines.run_folder.store import Store
 from tests.drawing import encode, folder_of_images, noise
 
 EVIL = "</script><script>document.title='owned'</script><!--"

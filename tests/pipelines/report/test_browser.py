@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.report.gather import gather
-from pipelines.report.run_reader import RunReader
-from pipelines.report.write import write_report
+from labelmill.pipelines.report.gather import gather
+from labelmill.pipelines.report.run_reader import RunReader
+from labelmill.pipelines.report.write import write_report
 from tests.pipelines.report.runs import EVIL, small_run
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

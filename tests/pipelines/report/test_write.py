@@ -18,22 +18,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pipelines.commands.report import report
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.errors import UserError
-from pipelines.exports.masks import read_mask
-from pipelines.report import page as page_module
-from pipelines.report.gather import gather
-from pipelines.report.histogram import MAX_BINS, SHOWN, Histogram
-from pipelines.report.limits import DUPLICATE_GROUPS, MAP_POINTS, MAX_PICTURE_BYTES
-from pipelines.report.overlays import mask_path
-from pipelines.report.page import duration
-from pipelines.report.picking import Lowest, draw
-from pipelines.report.pictures import Pictures
-from pipelines.report.run_reader import RunReader
-from pipelines.report.write import write_report
-from pipelines.run import Options, run
+from labelmill.pipelines.commands.report import report
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.exports.masks import read_mask
+from labelmill.pipelines.report import page as page_module
+from labelmill.pipelines.report.gather import gather
+from labelmill.pipelines.report.histogram import MAX_BINS, SHOWN, Histogram
+from labelmill.pipelines.report.limits import DUPLICATE_GROUPS, MAP_POINTS, MAX_PICTURE_BYTES
+from labelmill.pipelines.report.overlays import mask_path
+from labelmill.pipelines.report.page import duration
+from labelmill.pipelines.report.picking import Lowest, draw
+from labelmill.pipelines.report.pictures import Pictures
+from labelmill.pipelines.report.run_reader import RunReader
+from labelmill.pipelines.report.write import write_report
+from labelmill.pipelines.run import Options, run
 from tests.drawing import encode, folder_of_images, noise
 from tests.pipelines.report.runs import CLASSES, EVIL, large_run, score_of, small_run, truth_of
 

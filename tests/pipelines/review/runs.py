@@ -13,11 +13,11 @@ import pyarrow as pa
 import yaml
 from PIL import Image
 
-from operators.base import OperatorParams, TableOperator, TableResult
-from operators.columns.schemas import DETECTIONS
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.run import Options, run
+from labelmill.operators.base import OperatorParams, TableOperator, TableResult
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.run import Options, run
 from tests.pipelines.exports.scenes import detection, disc
 
 WIDTH, HEIGHT = 80, 60

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.exports.dataset import ExportImage
-from pipelines.exports.label_studio import regions
-from pipelines.review.answers import Answer, Report, moment, shown_labels
-from pipelines.review.cvat import read_cvat
-from pipelines.review.estimate import estimate
-from pipelines.review.label_studio import read_label_studio
-from pipelines.review.manifest import Details, Given
+from labelmill.pipelines.exports.dataset import ExportImage
+from labelmill.pipelines.exports.label_studio import regions
+from labelmill.pipelines.review.answers import Answer, Report, moment, shown_labels
+from labelmill.pipelines.review.cvat import read_cvat
+from labelmill.pipelines.review.estimate import estimate
+from labelmill.pipelines.review.label_studio import read_label_studio
+from labelmill.pipelines.review.manifest import Details, Given
 from tests.pipelines.exports.scenes import detection, disc, ring
 
 WIDTH, HEIGHT = 100, 50

@@ -9,12 +9,12 @@ from xml.etree import ElementTree
 import pyarrow.parquet as pq
 import pytest
 
-from operators.review import REVIEWS
-from pipelines.errors import UserError
-from pipelines.review.collect import import_review
-from pipelines.review.export import export_review
-from pipelines.review.print import print_exported, print_imported
-from pipelines.run_folder.store import Store
+from labelmill.operators.review import REVIEWS
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.review.collect import import_review
+from labelmill.pipelines.review.export import export_review
+from labelmill.pipelines.review.print import print_exported, print_imported
+from labelmill.pipelines.run_folder.store import Store
 from tests.pipelines.review.runs import IMAGES, MODEL, cvat_answers, finished, label_studio_answers, tasks_in, told
 
 
@@ -129,7 +129,9 @@ def test_label_studio_round_trip(street: str, tmp_path: Path) -> None:
     assert (precision["low"], precision["high"]) == pytest.approx((middle - half, middle + half))
     folder = Path(street).parent
     applied = finished(
-        folder, {"operators.review:Review": {"decisions": found["decisions"]}, "as": "review"}, output="applied"
+        folder,
+        {"labelmill.operators.review:Review": {"decisions": found["decisions"]}, "as": "review"},
+        output="applied",
     )
     rows = by_number(applied, "review", ["detections", "reviewer", "reviewed_at"])
     before = by_number(applied, "select", ["detections"])
@@ -213,7 +215,7 @@ def test_a_later_answer_wins_and_earlier_ones_of_other_images_stay(street: str, 
 def test_the_commands_say_what_they_did_as_json(street: str, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from pipelines.commands.review import review
+    from labelmill.pipelines.commands.review import review
 
     out, runner = tmp_path / "out", CliRunner()
     given = runner.invoke(review, ["export", str(out), "--run", street, "--to", "cvat", "--images", "3", "--json"])

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.engine.dataset_steps import run_dataset_step
-from pipelines.run_folder.layout import Layout
-from pipelines.run_folder.outcomes import SumsError, reason_kind, summarise
+from labelmill.pipelines.engine.dataset_steps import run_dataset_step
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.run_folder.outcomes import SumsError, reason_kind, summarise
 from tests.pipelines.engine.test_dataset_steps import prepared
 
 

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import yaml
 
-from operators.applying.patience import Limits
-from pipelines.cli import app
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.run import Options, run
-from pipelines.run_folder import store as store_module
-from pipelines.run_folder.output_error import OutputError
-from pipelines.run_folder.store import TEMPORARY, Store
+from labelmill.operators.applying.patience import Limits
+from labelmill.pipelines.cli import app
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.run import Options, run
+from labelmill.pipelines.run_folder import store as store_module
+from labelmill.pipelines.run_folder.output_error import OutputError
+from labelmill.pipelines.run_folder.store import TEMPORARY, Store
 from tests.drawing import folder_of_images
 
 IMAGES = 12

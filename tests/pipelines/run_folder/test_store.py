@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.run_folder.store import TEMPORARY, Store, parquet_bytes
+from labelmill.pipelines.run_folder.store import TEMPORARY, Store, parquet_bytes
 
 TABLE = pa.table({"a": [1, 2, 3], "b": [[1.0], [], None]})
 

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from operators.base import TableOperator
-from operators.columns.schemas import embedding
-from pipelines.run_folder.layout import Layout
-from pipelines.run_folder.store import Store
-from pipelines.search.index import SearchIndex, open_index
-from pipelines.steps import Input, Step
+from labelmill.operators.base import TableOperator
+from labelmill.operators.columns.schemas import embedding
+from labelmill.pipelines.run_folder.layout import Layout
+from labelmill.pipelines.run_folder.store import Store
+from labelmill.pipelines.search.index import SearchIndex, open_index
+from labelmill.pipelines.steps import Input, Step
 
 SHARD = 256
 
@@ -133,7 +133,7 @@ class TestAnIndexOfMany:
     def test_says_truly_how_many_it_finds(self, large: Large, monkeypatch: pytest.MonkeyPatch) -> None:
         vectors, run = large
         index = open_index(*run, flat_up_to=1000)
-        monkeypatch.setattr("pipelines.search.index.MARGIN", 1)
+        monkeypatch.setattr("labelmill.pipelines.search.index.MARGIN", 1)
         queries = vectors[np.random.default_rng(3).choice(4000, 200, replace=False)]
         assert recall(index, vectors, queries) == pytest.approx(index.facts.recall, abs=0.03)
 

@@ -12,21 +12,21 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from operators.base import ImageOperator, OperatorParams
-from operators.columns.schemas import embedding
-from operators.embed import Embed
-from operators.miniatures.crops import draw_object
-from operators.models.card import load_card
-from pipelines.cli import app
-from pipelines.config.pipeline import load_pipeline
-from pipelines.engine.terminal import TerminalReporter
-from pipelines.errors import UserError
-from pipelines.run import Options, run
-from pipelines.run_folder.reopen import reopen
-from pipelines.search import index, search
-from pipelines.search.contact_sheet import render, write_contact_sheet
-from pipelines.search.search import Query, search_run
-from pipelines.steps import chain
+from labelmill.operators.base import ImageOperator, OperatorParams
+from labelmill.operators.columns.schemas import embedding
+from labelmill.operators.embed import Embed
+from labelmill.operators.miniatures.crops import draw_object
+from labelmill.operators.models.card import load_card
+from labelmill.pipelines.cli import app
+from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine.terminal import TerminalReporter
+from labelmill.pipelines.errors import UserError
+from labelmill.pipelines.run import Options, run
+from labelmill.pipelines.run_folder.reopen import reopen
+from labelmill.pipelines.search import index, search
+from labelmill.pipelines.search.contact_sheet import render, write_contact_sheet
+from labelmill.pipelines.search.search import Query, search_run
+from labelmill.pipelines.steps import chain
 from tests.drawing import encode, folder_of_images, noise
 
 CARDS = Path(__file__).resolve().parents[3] / "conf/models"
@@ -119,7 +119,7 @@ class TestAText:
         assert right >= 0.75 * EACH * len(THINGS), "by chance it would be a fifth"
 
     def test_finds_the_highest_cosines(self, finished: Path) -> None:
-        from operators.engines.embedding.encoder import text_encoder
+        from labelmill.operators.engines.embedding.encoder import text_encoder
 
         run = str(finished / "run")
         found = search_run(run, Query(text="a cup"), top=100)
@@ -298,7 +298,7 @@ class TestTheIndexOfARun:
             raise PermissionError("read-only")
 
         run = str(folder / "run")
-        monkeypatch.setattr("pipelines.run_folder.store.Store.write", refuse)
+        monkeypatch.setattr("labelmill.pipelines.run_folder.store.Store.write", refuse)
         found = search_run(run, Query(text="a red car"))
         assert len(found["results"]) == 17
         with pytest.raises(UserError, match=r"contact sheet cannot be written to .*read-only"):
@@ -344,7 +344,7 @@ def asked(finished: Path, query: Query, **options: Any) -> dict[str, Any]:
 
 
 def from_disk(uri: str) -> bytes:
-    from pipelines.sources import Fetcher
+    from labelmill.pipelines.sources import Fetcher
 
     return Fetcher()(uri)
 
@@ -374,7 +374,7 @@ class TestAContactSheet:
         assert all(set(picture) == {"src", "alt"} for picture in page.all("img"))
 
     def test_has_a_place_for_images_that_cannot_be_shown(self, finished: Path) -> None:
-        from operators.errors import RowError
+        from labelmill.operators.errors import RowError
 
         found = asked(finished, Query(text="a cup"))
 

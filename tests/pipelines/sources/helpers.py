@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipelines.sources import Entry, Fetcher, Source, SourceSpec, open_source
+from labelmill.pipelines.sources import Entry, Fetcher, Source, SourceSpec, open_source
 from tests.drawing import encode, noise
 
 NASTY_NAMES = (

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from operators.columns.schemas import DETECTIONS
-from pipelines.sources import SourceError
-from pipelines.sources.labels import LabelError, rle_mask
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.pipelines.sources import SourceError
+from labelmill.pipelines.sources.labels import LabelError, rle_mask
 from tests.pipelines.sources.helpers import boxes, fetch_all, picture, scan, source_of, write
 
 CATEGORIES = [{"id": 7, "name": "car"}, {"id": 3, "name": "stop sign"}, {"id": 90, "name": "person"}]

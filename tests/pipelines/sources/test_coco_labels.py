@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipelines.sources.frames import Frame, same_aspect
-from pipelines.sources.read_labels import extra_of
+from labelmill.pipelines.sources.frames import Frame, same_aspect
+from labelmill.pipelines.sources.read_labels import extra_of
 from tests.pipelines.sources.helpers import boxes, picture, scan, source_of, write
 from tests.pipelines.sources.test_coco import annotation, dataset, image
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_told_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_turns_as_a_viewer_does(tmp_path: Path, orientation: int) -> None:
-    from operators.images.decoded import decode
+    from labelmill.operators.images.decoded import decode
 
     photo(tmp_path / "a.png", orientation, "PNG")
     pixels = decode((tmp_path / "a.png").read_bytes()).pixels

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators.errors import RowError
-from pipelines.sources import Fetcher
-from pipelines.sources.fetch import RowGroups
-from pipelines.sources.storage import Storage
+from labelmill.operators.errors import RowError
+from labelmill.pipelines.sources import Fetcher
+from labelmill.pipelines.sources.fetch import RowGroups
+from labelmill.pipelines.sources.storage import Storage
 from tests.pipelines.sources.helpers import picture, scan, write
 
 
@@ -88,7 +88,7 @@ def test_each_row_group_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_cache_is_bounded_and_keeps_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pq.write_table(pa.table({"image": pa.array([bytes(1000)] * 10)}), tmp_path / "x.parquet", row_group_size=1)
     for limit, kept in ((2500, 2), (10, 1)):
-        monkeypatch.setattr("pipelines.sources.fetch.CACHE_BYTES", limit)
+        monkeypatch.setattr("labelmill.pipelines.sources.fetch.CACHE_BYTES", limit)
         groups = RowGroups(Storage())
         for row in range(10):
             assert groups.cell(str(tmp_path / "x.parquet"), row, "image") == bytes(1000)
@@ -135,9 +135,9 @@ def test_plain_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*args: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pipelines.sources.storage.open", forbidden, raising=False)
+    monkeypatch.setattr("labelmill.pipelines.sources.storage.open", forbidden, raising=False)
     with pytest.raises(RowError, match=f"no permission to read {tmp_path}/a.jpg"):
         fetcher(f"{tmp_path}/a.jpg")
-    monkeypatch.setattr("pipelines.sources.storage.MAX_BYTES", 4)
+    monkeypatch.setattr("labelmill.pipelines.sources.storage.MAX_BYTES", 4)
     with pytest.raises(RowError, match="must be smaller than 2 GiB"):
         fetcher(f"{tmp_path}/a.jpg")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.sources import Fetcher, SourceError
-from pipelines.sources.uri import local_path
-from pipelines.sources.walk import image_suffixes
+from labelmill.pipelines.sources import Fetcher, SourceError
+from labelmill.pipelines.sources.uri import local_path
+from labelmill.pipelines.sources.walk import image_suffixes
 from tests.pipelines.sources.helpers import NASTY_NAMES, fetch_all, picture, scan, source_of, write
 
 

@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from operators.errors import RowError
-from pipelines.sources import Fetcher, SourceError
+from labelmill.operators.errors import RowError
+from labelmill.pipelines.sources import Fetcher, SourceError
 from tests.pipelines.sources.helpers import fetch_all, picture, scan
 
 OBJECTS: dict[str, bytes] = {

@@ -7,9 +7,9 @@ import datasets
 import pyarrow as pa
 import pytest
 
-from operators.columns.schemas import DETECTIONS
-from operators.errors import RowError
-from pipelines.sources import Fetcher, SourceError
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.errors import RowError
+from labelmill.pipelines.sources import Fetcher, SourceError
 from tests.pipelines.sources.helpers import boxes, fetch_all, picture, scan, source_of, write
 
 NAMES = ["car", "stop sign"]

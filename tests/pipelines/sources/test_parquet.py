@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators.errors import RowError
-from pipelines.sources import Fetcher, SourceError
+from labelmill.operators.errors import RowError
+from labelmill.pipelines.sources import Fetcher, SourceError
 from tests.pipelines.sources.helpers import NASTY_NAMES, fetch_all, picture, scan, source_of, write
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -198,7 +198,7 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 
 
 def test_large_row_groups_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.sources.parquet.ROW_GROUP_BYTES", 5000)
+    monkeypatch.setattr("labelmill.pipelines.sources.parquet.ROW_GROUP_BYTES", 5000)
     path = table(tmp_path / "a.parquet", images(20), rows=20)
     source = source_of({"parquet": path})
     assert len(list(source.scan())) == 20

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from operators.columns.schemas import DETECTION, DETECTIONS, as_detections
-from pipelines.run_folder.shards import read_shard, shard_name
-from pipelines.run_folder.store import Store
-from pipelines.sources.read_labels import extra_of, read_labels
+from labelmill.operators.columns.schemas import DETECTION, DETECTIONS, as_detections
+from labelmill.pipelines.run_folder.shards import read_shard, shard_name
+from labelmill.pipelines.run_folder.store import Store
+from labelmill.pipelines.sources.read_labels import extra_of, read_labels
 from tests.pipelines.sources.test_coco import annotation, dataset, image
 
 

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from operators.errors import RowError
-from pipelines.sources import Fetcher, SourceError
-from pipelines.sources.storage import Storage
+from labelmill.operators.errors import RowError
+from labelmill.pipelines.sources import Fetcher, SourceError
+from labelmill.pipelines.sources.storage import Storage
 from tests.pipelines.sources.helpers import boxes, fetch_all, picture, scan, source_of, write
 
 S3_NAMES = (
@@ -33,7 +33,7 @@ S3_NAMES = (
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.sources.storage.PAUSE", 0.0)
+    monkeypatch.setattr("labelmill.pipelines.sources.storage.PAUSE", 0.0)
 
 
 def tar_bytes(members: dict[str, bytes]) -> bytes:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipelines.sources import Entry, Source, SourceError, SourceSpec
-from pipelines.sources.base import in_order, normal_key, problem_text, valid_text
+from labelmill.pipelines.sources import Entry, Source, SourceError, SourceSpec
+from labelmill.pipelines.sources.base import in_order, normal_key, problem_text, valid_text
 
 
 def test_a_bare_string_is_a_folder() -> None:
@@ -51,7 +51,7 @@ def test_secrets_do_not_show() -> None:
 
 def test_the_specification_loads_nothing_heavy() -> None:
     code = (
-        "import sys, pipelines.sources.spec; "
+        "import sys, labelmill.pipelines.sources.spec; "
         "print([m for m in ('pyarrow', 'fsspec', 'PIL', 'numpy', 'datasets', 'pycocotools') if m in sys.modules])"
     )
     root = Path(__file__).parents[3]

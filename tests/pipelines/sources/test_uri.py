@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.sources.uri import (
+from labelmill.pipelines.sources.uri import (
     as_location,
     base_name,
     below,

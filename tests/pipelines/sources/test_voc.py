@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.sources import SourceError
+from labelmill.pipelines.sources import SourceError
 from tests.pipelines.sources.helpers import boxes, fetch_all, picture, scan, source_of, write
 
 

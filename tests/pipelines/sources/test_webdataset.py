@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from operators.errors import RowError
-from pipelines.sources import Fetcher, SourceError
+from labelmill.operators.errors import RowError
+from labelmill.pipelines.sources import Fetcher, SourceError
 from tests.pipelines.sources.helpers import fetch_all, picture, scan, source_of, write
 
 

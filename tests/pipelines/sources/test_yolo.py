@@ -10,8 +10,8 @@ import pytest
 import yaml
 from pycocotools import mask as coco_mask
 
-from operators.columns.schemas import DETECTIONS
-from pipelines.sources import SourceError
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.pipelines.sources import SourceError
 from tests.pipelines.sources.helpers import boxes, fetch_all, picture, scan, source_of, write
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.sources import SourceError
+from labelmill.pipelines.sources import SourceError
 from tests.pipelines.sources.helpers import boxes, picture, scan, source_of, write
 
 BOX = b"0 0.5 0.5 0.5 0.5\n"

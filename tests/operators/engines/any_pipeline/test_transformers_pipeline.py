@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from operators.engines.any_pipeline import transformers_pipeline
-from operators.errors import OperatorError
-from operators.models import ModelError
-from operators.pipeline import Pipeline
+from labelmill.operators.engines.any_pipeline import transformers_pipeline
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models import ModelError
+from labelmill.operators.pipeline import Pipeline
 from tests.operators.engines.any_pipeline import tiny_pipelines as tiny
 from tests.operators.test_pipeline import PICTURES, look, step
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.engines.detection import captions
-from operators.engines.detection.wordpiece import SIZE, ascii_tokenizer, vocabulary
-from operators.errors import OperatorError
-from operators.ontology import Ontology
+from labelmill.operators.engines.detection import captions
+from labelmill.operators.engines.detection.wordpiece import SIZE, ascii_tokenizer, vocabulary
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.ontology import Ontology
 
 TOKENISER = ascii_tokenizer()
 HARD = ("car", "carton", "Fire", "fire hydrant", "T.V.", "a/c", "U.S. mail-box?", "bow_(weapon)", "stop sign", "cart")

@@ -13,11 +13,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from operators.detect import Detect
-from operators.engines.detection import captions, owlv2
-from operators.engines.detection.detector import Answer
-from operators.models import ModelCard
-from operators.ontology import Ontology
+from labelmill.operators.detect import Detect
+from labelmill.operators.engines.detection import captions, owlv2
+from labelmill.operators.engines.detection.detector import Answer
+from labelmill.operators.models import ModelCard
+from labelmill.operators.ontology import Ontology
 from tests.drawing import picture
 from tests.operators.engines.detection.test_captions import HARD, TOKENISER, names, ontologies
 from tests.operators.engines.detection.tiny_detectors import (

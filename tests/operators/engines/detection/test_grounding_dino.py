@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from operators.detect import Detect
-from operators.engines.detection import grounding_dino_model as engine
-from operators.errors import RowError
-from operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.detect import Detect
+from labelmill.operators.engines.detection import grounding_dino_model as engine
+from labelmill.operators.errors import RowError
+from labelmill.operators.models import ModelCard, ModelError, load_card
 from tests.drawing import picture
 from tests.operators.engines.detection.tiny_detectors import (
     CARDS,

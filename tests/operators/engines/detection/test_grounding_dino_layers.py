@@ -12,8 +12,8 @@ from transformers.models.grounding_dino.modeling_grounding_dino import (
     GroundingDinoMultiscaleDeformableAttention,
 )
 
-from operators.engines.detection.grounding_dino_layers import Fusion, Sampling, simplify
-from operators.engines.detection.grounding_dino_model import build
+from labelmill.operators.engines.detection.grounding_dino_layers import Fusion, Sampling, simplify
+from labelmill.operators.engines.detection.grounding_dino_model import build
 from tests.operators.engines.detection.tiny_detectors import PLAIN
 
 MAPS = [[(5, 7), (3, 4), (2, 2)], [(6, 1), (1, 3), (1, 1)]]
@@ -102,7 +102,7 @@ def test_sampling_is_the_models(own: Any, shapes: list[tuple[int, int]], sides: 
 def test_sampling_in_parts_with_padding(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given = asked(MAPS[0], 2)
     given["attention_mask"][1, 20:] = False
-    monkeypatch.setattr("operators.engines.detection.grounding_dino_layers._QUERIES", 7)
+    monkeypatch.setattr("labelmill.operators.engines.detection.grounding_dino_layers._QUERIES", 7)
     torch.testing.assert_close(Sampling(own)(**given)[0], own(**given)[0], atol=2e-5, rtol=1e-5)
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from operators.detect import Detect
-from operators.engines.detection import grounding_dino_model
-from operators.engines.detection.wordpiece import vocabulary
-from operators.errors import OperatorError
-from operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.detect import Detect
+from labelmill.operators.engines.detection import grounding_dino_model
+from labelmill.operators.engines.detection.wordpiece import vocabulary
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models import ModelCard, ModelError, load_card
 from tests.drawing import picture
 from tests.operators.engines.detection.tiny_detectors import (
     FOLDER,
@@ -187,8 +187,8 @@ def test_the_tokenizer_is_the_card_s_file(operator: Detect, card: ModelCard, tmp
 
 def test_the_full_size_card_builds_the_authors_model() -> None:
     """With one layer where theirs have many, for time; every width is theirs."""
-    from operators.engines.detection.groundingdino import build
-    from operators.engines.detection.wordpiece import ascii_tokenizer
+    from labelmill.operators.engines.detection.groundingdino import build
+    from labelmill.operators.engines.detection.wordpiece import ascii_tokenizer
 
     full = load_card(FOLDER / "grounding-dino-swint-ogc.yaml")
     small = {"model": {"enc_layers": 1, "dec_layers": 1}, "bert": {"num_hidden_layers": 1}, "tokenizer": "ascii"}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from operators.detect import Detect
-from operators.engines.detection import owlv2
-from operators.errors import OperatorError
-from operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.detect import Detect
+from labelmill.operators.engines.detection import owlv2
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models import ModelCard, ModelError, load_card
 from tests.drawing import picture
 from tests.operators.engines.detection.tiny_detectors import FOLDER, ONTOLOGY, OWLV2, SIZES, answers, detect, unnamed
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from operators.detect import Detect
-from operators.engines.detection import grounding_dino_model as engine
-from operators.engines.detection.captions import Caption
-from operators.images.decoded import DecodedImage
-from operators.models import ModelCard, load_card
-from operators.models.card import ROOT
+from labelmill.operators.detect import Detect
+from labelmill.operators.engines.detection import grounding_dino_model as engine
+from labelmill.operators.engines.detection.captions import Caption
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.models import ModelCard, load_card
+from labelmill.operators.models.card import ROOT
 
 FOLDER = ROOT / "conf" / "models"
 PLAIN, MM, OWLV2 = (
@@ -170,7 +170,7 @@ def renamed(name: str) -> list[str]:
 
 def original_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """transformers' tensors by the authors' names. Those that transformers has no use for are the model's own."""
-    from operators.engines.detection.groundingdino import build
+    from labelmill.operators.engines.detection.groundingdino import build
 
     own = build(ORIGINAL, engine.tokenizer(ORIGINAL)).state_dict()
     unused = {name for name in own if name.startswith("bert.pooler") or name.endswith("relative_position_index")}

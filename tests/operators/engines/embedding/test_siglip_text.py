@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from operators.applying.results import to_array
-from operators.classify import Classify
-from operators.columns.schemas import embedding
-from operators.errors import OperatorError
-from operators.models import ModelCard, ModelError, load_card
-from operators.models.card import ROOT
+from labelmill.operators.applying.results import to_array
+from labelmill.operators.classify import Classify
+from labelmill.operators.columns.schemas import embedding
+from labelmill.operators.errors import OperatorError
+from labelmill.operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.models.card import ROOT
 from tests.drawing import picture
 from tests.operators.engines.embedding import tiny_encoders
 from tests.operators.engines.embedding.test_transformers import PROCESSORS, exact, processor

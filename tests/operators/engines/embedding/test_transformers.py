@@ -16,11 +16,11 @@ import transformers
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from operators.embed import Embed
-from operators.engines.embedding.transformers_model import ARCHITECTURES
-from operators.images.decoded import DecodedImage
-from operators.models import ModelCard, ModelError, load_card
-from operators.models.card import ROOT
+from labelmill.operators.embed import Embed
+from labelmill.operators.engines.embedding.transformers_model import ARCHITECTURES
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.models.card import ROOT
 from tests.drawing import picture
 from tests.operators.engines.embedding.tiny_encoders import MODELS, WIDTH
 from tests.operators.test_embed import SIZES, embed, vectors
@@ -192,8 +192,8 @@ def test_a_card_for_a_gated_model_says_how_to_get_it() -> None:
 def test_planning_imports_no_model_library() -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from operators.models import load_card\n"
-        "from operators.embed import Embed; from operators.classify import Classify\n"
+        "from labelmill.operators.models import load_card\n"
+        "from labelmill.operators.embed import Embed; from labelmill.operators.classify import Classify\n"
         "for name in ('siglip2-base', 'dinov3-small'):\n"
         "    card = load_card(Path(f'conf/models/{name}.yaml'))\n"
         "    embed = Embed(Embed.Params(model=card)); embed.check({}); embed.writes(); embed.digest(); embed.needs()\n"

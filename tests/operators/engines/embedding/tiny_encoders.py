@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from operators.models import ModelCard
+from labelmill.operators.models import ModelCard
 
 WIDTH = 32
 LENGTH = 12
@@ -48,7 +48,7 @@ MODELS = {"SigLIP 2": siglip, "SigLIP 2 NaFlex": naflex, "DINOv3": dinov3}
 def _card(folder: Path, architecture: str, config: dict[str, Any], preprocess: dict[str, Any]) -> ModelCard:
     import transformers
 
-    from operators.engines.embedding.transformers_model import ARCHITECTURES
+    from labelmill.operators.engines.embedding.transformers_model import ARCHITECTURES
 
     found = getattr(transformers, ARCHITECTURES[architecture])(**config)
     torch.manual_seed(0)

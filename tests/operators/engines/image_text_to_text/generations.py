@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from operators.base import KEPT, DatasetOperator, TableResult
+from labelmill.operators.base import KEPT, DatasetOperator, TableResult
 
 
 def earlier(operator: DatasetOperator, rows: pa.Table, result: TableResult | None = None) -> pa.Table:

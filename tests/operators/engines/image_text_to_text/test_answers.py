@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from operators.engines.image_text_to_text.choice_answer import ChoiceAnswer
-from operators.engines.image_text_to_text.json_answer import JsonAnswer
-from operators.images.data_url import MAX_BYTES, data_url
-from operators.images.decoded import decode
+from labelmill.operators.engines.image_text_to_text.choice_answer import ChoiceAnswer
+from labelmill.operators.engines.image_text_to_text.json_answer import JsonAnswer
+from labelmill.operators.images.data_url import MAX_BYTES, data_url
+from labelmill.operators.images.decoded import decode
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text(max_size=8),

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from operators.ask import Ask
-from operators.errors import OperatorError, RowError
-from operators.images.decoded import DecodedImage
-from operators.models import ModelCard, ModelError
-from operators.models.card import Weights
+from labelmill.operators.ask import Ask
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.models import ModelCard, ModelError
+from labelmill.operators.models.card import Weights
 from tests.drawing import picture
 from tests.operators.engines.image_text_to_text import tiny_vlms
 from tests.operators.test_ask import SIZES, ask, rows

@@ -15,16 +15,16 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from operators.applying.apply import Job, apply
-from operators.applying.patience import StopError
-from operators.applying.shard_images import ShardImages
-from operators.applying.worker import Worker
-from operators.ask import Ask
-from operators.errors import OperatorError, RowError
-from operators.images.decoded import DecodedImage, decode
-from operators.models import ModelCard, ModelError, load_card
-from operators.models.card import ROOT
-from operators.moment import kind_of
+from labelmill.operators.applying.apply import Job, apply
+from labelmill.operators.applying.patience import StopError
+from labelmill.operators.applying.shard_images import ShardImages
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.ask import Ask
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.images.decoded import DecodedImage, decode
+from labelmill.operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.models.card import ROOT
+from labelmill.operators.moment import kind_of
 from tests.operators.engines.image_text_to_text.chat_server import MODEL, ChatServer, Request, Response, says
 
 SOON = {"retry-after-ms": "1"}

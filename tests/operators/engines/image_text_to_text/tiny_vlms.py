@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from operators.models import ModelCard
+from labelmill.operators.models import ModelCard
 
 WORDS = ["a", "red", "green", "blue", "car", "cup", "is", "there", "the", "what", "colour", "yes", "no", "?", ".", ":"]
 WORDS += ["User", "Assistant", "user", "assistant", "Describe", "image"]

@@ -11,8 +11,8 @@ from pycocotools import mask as coco_mask
 from segment_anything.utils.amg import calculate_stability_score
 from torch.nn.functional import interpolate
 
-from operators.engines.segmentation import masks as module
-from operators.engines.segmentation.masks import Axis, masks
+from labelmill.operators.engines.segmentation import masks as module
+from labelmill.operators.engines.segmentation.masks import Axis, masks
 
 CPU = torch.device("cpu")
 

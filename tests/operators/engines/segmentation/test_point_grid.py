@@ -15,16 +15,16 @@ from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.utils.amg import build_point_grid
 from torchvision.ops import batched_nms
 
-from operators.applying.apply import Job, ShardImages, apply
-from operators.applying.worker import Worker
-from operators.columns.schemas import DETECTIONS
-from operators.engines.segmentation import segment_anything as engine
-from operators.engines.segmentation.masks import Mask
-from operators.engines.segmentation.point_grid import Everything
-from operators.errors import RowError
-from operators.models import ModelCard, ModelError, load_card
-from operators.models.card import ROOT
-from operators.segment import Segment
+from labelmill.operators.applying.apply import Job, ShardImages, apply
+from labelmill.operators.applying.worker import Worker
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.engines.segmentation import segment_anything as engine
+from labelmill.operators.engines.segmentation.masks import Mask
+from labelmill.operators.engines.segmentation.point_grid import Everything
+from labelmill.operators.errors import RowError
+from labelmill.operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.models.card import ROOT
+from labelmill.operators.segment import Segment
 from tests.drawing import picture
 from tests.operators.engines.segmentation.tiny_sams import (
     ALL_CARDS,

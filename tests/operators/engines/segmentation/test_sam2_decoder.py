@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from operators.engines.segmentation import transformers as engine
-from operators.engines.segmentation.sam2_decoder import MaskDecoder
-from operators.models import ModelCard
+from labelmill.operators.engines.segmentation import transformers as engine
+from labelmill.operators.engines.segmentation.sam2_decoder import MaskDecoder
+from labelmill.operators.models import ModelCard
 from tests.operators.engines.segmentation.tiny_sams import SAM2_CARD, SAM3_CARD
 
 

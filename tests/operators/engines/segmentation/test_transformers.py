@@ -20,13 +20,13 @@ from transformers import (
     SamProcessor,
 )
 
-from operators.columns.schemas import DETECTIONS
-from operators.engines.segmentation import segment_anything, segmenter
-from operators.engines.segmentation import transformers as engine
-from operators.errors import RowError
-from operators.models import ModelCard, ModelError, load_card
-from operators.models.card import ROOT
-from operators.segment import Segment
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.engines.segmentation import segment_anything, segmenter
+from labelmill.operators.engines.segmentation import transformers as engine
+from labelmill.operators.errors import RowError
+from labelmill.operators.models import ModelCard, ModelError, load_card
+from labelmill.operators.models.card import ROOT
+from labelmill.operators.segment import Segment
 from tests.drawing import picture
 from tests.operators.engines.segmentation.tiny_sams import (
     ORIGINAL_CARD,

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
-from operators.columns.schemas import DETECTIONS
-from operators.errors import RowError
-from operators.images.decoded import DecodedImage
-from operators.models import ModelCard
-from operators.segment import Segment
+from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.errors import RowError
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.models import ModelCard
+from labelmill.operators.segment import Segment
 
 SIZES = [(96, 96), (200, 90), (70, 311), (33, 21), (640, 480)]  # width, height
 

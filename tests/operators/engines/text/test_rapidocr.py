@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from operators.engines.text import rapidocr
-from operators.errors import OperatorError, RowError
-from operators.images.decoded import DecodedImage
-from operators.models import ModelCard, ModelError, load_card, weights
-from operators.models.card import ROOT
-from operators.read import SIDES, Read
+from labelmill.operators.engines.text import rapidocr
+from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.images.decoded import DecodedImage
+from labelmill.operators.models import ModelCard, ModelError, load_card, weights
+from labelmill.operators.models.card import ROOT
+from labelmill.operators.read import SIDES, Read
 
 MODELS = Path(str(find_spec("rapidocr").origin)).parent / "models"  # type: ignore[union-attr]
 FILES = ("PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx", "ch_ppocr_mobile_v2.0_cls_mobile.onnx")

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from operators.ontology import Ontology
-from operators.wording import counted, plural_of
-from pipelines.exports.class_folders import class_folders
-from pipelines.exports.columns import export_labels, raw_problem, raw_step
-from pipelines.exports.dataset import ExportError
-from pipelines.run_folder.arrived import Arrived
-from pipelines.steps import ColumnError, resolve
+from labelmill.operators.ontology import Ontology
+from labelmill.operators.wording import counted, plural_of
+from labelmill.pipelines.exports.class_folders import class_folders
+from labelmill.pipelines.exports.columns import export_labels, raw_problem, raw_step
+from labelmill.pipelines.exports.dataset import ExportError
+from labelmill.pipelines.run_folder.arrived import Arrived
+from labelmill.pipelines.steps import ColumnError, resolve
 
 if TYPE_CHECKING:
-    from pipelines.config.pipeline import Export, Pipeline
+    from labelmill.pipelines.config.pipeline import Export, Pipeline
 
 
 def export_problems(pipeline: Pipeline, arrived: Arrived, source_classes: Sequence[str] | None) -> list[str]:
@@ -38,7 +38,7 @@ def export_problems(pipeline: Pipeline, arrived: Arrived, source_classes: Sequen
 
 
 def _no_labels(pipeline: Pipeline, export: Export, arrived: Arrived) -> str | None:
-    from pipelines.exports import exporter
+    from labelmill.pipelines.exports import exporter
 
     writer = exporter(export.name)(export.params)
     if "class" in writer.needs() or export_labels(pipeline.steps, pipeline.labels).step is not None:
