@@ -50,7 +50,7 @@ bench: .venv/installed-dev  ## Time the mill and every operator against bare loo
 	$(BIN)/python -m tests.benchmarks
 
 miniatures: .venv/installed-dev  ## Train the small models on the drawn world and measure them (hours on two cores)
-	$(BIN)/python -m operators.miniatures
+	$(BIN)/python -m labelmill.operators.miniatures
 
 update: $(BIN)/uv  ## Raise uv.lock to the newest versions that pyproject.toml allows, then lint and test with them
 	$(BIN)/uv lock --upgrade

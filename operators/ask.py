@@ -95,7 +95,9 @@ class Ask(ModelOperator):
         return self.params.model.weights.endpoint is not None
 
     def needs(self) -> Needs:
-        return Needs(gpu=not self._remote, memory_gb=self.params.model.memory_gb)
+        # A request costs encoding and sending an image; a worker waits for many at a time.
+        remote = self._remote
+        return Needs(gpu=not remote, memory_gb=self.params.model.memory_gb, seconds=0.01 if remote else None)
 
     def writes(self) -> pa.Schema:
         """`answer`, with a schema JSON whose keys are sorted; and `probability`, 0…1, of the answer among `answers`,
@@ -119,9 +121,24 @@ class Ask(ModelOperator):
     def load(self) -> None:
         self._engine = self._asked()
 
+    def use(self, engine: answerer.Answerer) -> None:
+        """Ask a model that is loaded already, in place of `load`.
+
+        Args:
+            engine: Of `params.model`. Several operators may use it, one at a time.
+
+        Raises:
+            OperatorError: It cannot be asked.
+        """
+        self._engine = self._put(engine.another())
+
     def _asked(self) -> answerer.Answerer:
         given = self.params
         engine = answerer.answerer(given.model, given.dtype, Requests(given.concurrency, given.timeout, given.retries))
+        return self._put(engine)
+
+    def _put(self, engine: answerer.Answerer) -> answerer.Answerer:
+        given = self.params
         engine.ask(given.prompt, given.answers, given.max_tokens, given.json_schema)
         return engine
 

@@ -89,7 +89,7 @@ class Moderate(ModelOperator):
                 )
 
     def needs(self) -> Needs:
-        return Needs(gpu=self._asks, memory_gb=self.params.model.memory_gb)
+        return Needs(gpu=self._asks, memory_gb=self.params.model.memory_gb, seconds=None if self._asks else 0.04)
 
     def ready(self) -> None:
         if not self._asks:

@@ -106,10 +106,9 @@ class Read(ModelOperator):
         reader.check(self.params.model, self.params.recognition, self.params.dtype)
 
     def needs(self) -> Needs:
-        return Needs(
-            gpu=all(card.engine != "rapidocr" for card in self._cards()),
-            memory_gb=sum(card.memory_gb for card in self._cards()),
-        )
+        onnx = any(card.engine == "rapidocr" for card in self._cards())
+        memory = sum(card.memory_gb for card in self._cards())
+        return Needs(gpu=not onnx, memory_gb=memory, seconds=0.25 if onnx else None)
 
     def digest(self) -> str:
         return "\n".join(card.digest() for card in self._cards())

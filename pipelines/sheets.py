@@ -25,7 +25,7 @@ def render_sheet(template: str, values: dict[str, Any]) -> str:
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader = PackageLoader("pipelines", "templates")
+    loader = PackageLoader("labelmill.pipelines", "templates")
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template(template).render(values)
 
 

@@ -1,4 +1,4 @@
-"""Trains the miniatures and measures them: ``python -m operators.miniatures --help``."""
+"""Trains the miniatures and measures them: ``python -m labelmill.operators.miniatures --help``."""
 
 from __future__ import annotations
 

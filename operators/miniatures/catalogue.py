@@ -7,9 +7,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from labelmill.operators.models.card import ROOT, ModelCard, load_card
+from labelmill import CONF
+from labelmill.operators.models.card import ModelCard, load_card
 
-CARDS = ROOT / "conf" / "models"
+CARDS = CONF / "models"
 WEIGHTS = Path(__file__).parent / "weights"
 SCORES = Path(__file__).parent / "scores.json"
 """Scores of the committed weights by number of scenes: on `SCENES`, and on the `FEW` that the tests have time for."""

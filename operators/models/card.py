@@ -13,13 +13,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from labelmill import ROOT
 from labelmill.operators.errors import OperatorError
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 """Arithmetic of the model. `auto` is float32 on a CPU and float16 on a GPU."""
-
-ROOT = Path(__file__).parents[2]
-"""The checkout. Cards inside it name local weights relative to it, because workers may unpack it elsewhere."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Section = TypeVar("Section", bound=BaseModel)
@@ -274,7 +272,7 @@ def _package(card: ModelCard) -> Path:
 def _portable(path: Path) -> str:
     """Relative to the checkout for a file inside it, else absolute."""
     path = path.expanduser().resolve()
-    return str(path.relative_to(ROOT.resolve())) if path.is_relative_to(ROOT.resolve()) else str(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def _first(error: ValidationError, *prefix: str) -> str:

@@ -17,9 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from labelmill import ROOT
 from labelmill.operators.registry import BUILT_IN, names, step_name
-
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
 DEPTH = 3
 """How many folders deep pipeline files are looked for below the one that was typed."""
@@ -151,9 +150,10 @@ def _step(step: Any) -> tuple[str, str, list[str]]:
 
 @cache
 def _tree(module: str) -> ast.Module | None:
-    for root in (Path.cwd(), CHECKOUT):
+    own = module.removeprefix("labelmill.")
+    for root, name in ((ROOT, own),) if own != module else ((Path.cwd(), module), (ROOT, module)):
         try:
-            return ast.parse((root / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+            return ast.parse((root / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8"))
         except (OSError, SyntaxError, UnicodeDecodeError):
             continue
     return None

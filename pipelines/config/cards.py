@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from labelmill import CONF
 from labelmill.pipelines.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 def card_folders() -> list[Path]:
     """Where cards are looked for, first match wins: the working directory's conf/models, then the project's."""
-    own = Path(__file__).resolve().parent.parent.parent / "conf" / "models"
+    own = CONF / "models"
     here = Path.cwd() / "conf" / "models"
     return list(dict.fromkeys(folder for folder in (here, own) if folder.is_dir()))
 

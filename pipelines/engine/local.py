@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import send_handle
-from pathlib import Path
 from typing import Any
 
+from labelmill import IMPORT_PATH
 from labelmill.pipelines.engine.deaths import RETRIES, died_too_often
 from labelmill.pipelines.engine.local_worker import CAN_FORK
 from labelmill.pipelines.engine.outages import AcceleratorLost
@@ -49,7 +49,7 @@ class _First:
 
     def __init__(self) -> None:
         mine, theirs = socket.socketpair()
-        checkout = str(Path(__file__).resolve().parents[2])
+        checkout = str(IMPORT_PATH)
         known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         path = os.pathsep.join([checkout, *(each for each in known if each not in ("", checkout))])
         self._process = subprocess.Popen(

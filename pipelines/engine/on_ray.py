@@ -16,11 +16,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from labelmill import IMPORT_PATH
 from labelmill.operators.applying.results import ContractError
 from labelmill.operators.registry import is_built_in
 from labelmill.pipelines.engine.dataset_steps import run_dataset_step
@@ -66,7 +66,7 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
             ray.init(address=address, **common)
         else:
             # Workers of a local cluster inherit the environment, and so find this checkout wherever it is.
-            checkout = str(Path(__file__).resolve().parent.parent.parent)
+            checkout = str(IMPORT_PATH)
             known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
             os.environ["PYTHONPATH"] = os.pathsep.join(
                 [checkout, *(path for path in known if path not in ("", checkout))]
@@ -131,6 +131,9 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
         dataset: Any = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
         for pool in phase.pools:
             size = min(pool.workers, len(items))
+            # A second shard waits at each worker, so that none asks for its next: unless those who start first would
+            # so take the only one of those who start later.
+            ahead = 2 if len(items) > 4 * size else 1
             how: dict[str, Any]
             if len(phase.pools) == 1 and _holds_nothing(layout, pool):
                 how = {
@@ -143,7 +146,7 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
                 how = {
                     "fn": _ModelWorker,
                     "fn_constructor_args": (layout, pool, fetch, watch.teller()),
-                    "compute": ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+                    "compute": ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=ahead),
                     "ray_remote_args_fn": _Actors(pool),
                 }
             with warnings.catch_warnings():

@@ -20,7 +20,8 @@ IMAGE_SECONDS = 0.003
 """CPU seconds of an image step besides decoding: of one without a model (`inspect`, measured), or beside a GPU."""
 
 MODEL_SECONDS = 1.0
-"""CPU seconds of a model that runs on a CPU, if its operator does not say: of CLIP .03, of SAM 18 (measured)."""
+"""CPU seconds of a model that runs on a CPU, if its operator does not say: of CLIP .03, of PP-OCR .25, of SAM 18
+(measured)."""
 
 TABLE_SECONDS = 0.0001
 """CPU seconds an image of a step that sees no pixels (.00002 to .00003 measured)."""

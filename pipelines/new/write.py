@@ -102,7 +102,7 @@ def pipeline_text(answers: Answers) -> str:
 
     # It writes YAML, where every value goes through the filter `yaml`; HTML's escaping would spoil it.
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipelines", "templates"),
+        loader=jinja2.PackageLoader("labelmill.pipelines", "templates"),
         autoescape=False,
         trim_blocks=True,
         lstrip_blocks=True,

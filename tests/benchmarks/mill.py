@@ -108,7 +108,7 @@ def time_mill(pipeline: Path, output: Path, workers: int, watch: bool = False) -
     shutil.rmtree(output, ignore_errors=True)
     began = time.time()
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines", "run", str(pipeline), "--workers", str(workers), f"--set=output={output}"],
+        [sys.executable, "-m", "labelmill", "run", str(pipeline), "--workers", str(workers), f"--set=output={output}"],
         cwd=CHECKOUT,
         stdout=subprocess.DEVNULL,
     )

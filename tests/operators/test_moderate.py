@@ -119,7 +119,7 @@ def test_the_same_twice(images: list[DecodedImage], together: np.ndarray) -> Non
 
 
 def test_it_runs_on_the_cpu(operator: Moderate) -> None:
-    assert operator.needs() == Needs(gpu=False, memory_gb=0.5)
+    assert operator.needs() == Needs(gpu=False, memory_gb=0.5, seconds=0.04)
     assert moderate(dtype="float32").needs() == operator.needs()
 
 

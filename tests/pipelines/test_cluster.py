@@ -55,7 +55,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_shipped_is_small_and_whole(shipped: Path) -> None:
     copy = shipped / "labelmill"
     assert (shipped / "package.zip").stat().st_size < 100e6, "Ray takes 512 MiB at most"
-    assert {path.name for path in copy.iterdir()} >= {"conf", "operators", "pipelines", "pyproject.toml"}
+    assert {path.name for path in copy.iterdir()} >= {"conf", "labelmill", "operators", "pipelines", "pyproject.toml"}
     for left_behind in (".git", ".venv", "build", "data", "runs", "weights"):
         assert not (copy / left_behind).exists(), left_behind
     ours = {path.name for path in (CHECKOUT / "operators/miniatures").rglob("*.safetensors")}
@@ -109,7 +109,7 @@ def start(home: Path, output: str, *flags: str, **environment: str) -> subproces
     file.write_text(yaml.safe_dump(document(output)))
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines", "run", str(file), *flags], cwd=home, env={**clean, **environment},
+        [sys.executable, "-m", "labelmill", "run", str(file), *flags], cwd=home, env={**clean, **environment},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -130,7 +130,7 @@ def test_a_node_dies_and_nothing_is_lost_or_done_twice(shipped: Path, cluster: A
     (home / "operators/stamp.py").write_text(STAMP)
     registry = home / "operators/registry.py"
     registry.write_text(
-        registry.read_text().replace("BUILT_IN = {", 'BUILT_IN = {\n    "stamp": "operators.stamp:Stamp",')
+        registry.read_text().replace("BUILT_IN = {", 'BUILT_IN = {\n    "stamp": "labelmill.operators.stamp:Stamp",')
     )
     folder_of_images(Path("data"), IMAGES)
 

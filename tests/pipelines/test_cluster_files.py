@@ -237,7 +237,7 @@ def test_the_image_holds_what_a_run_needs() -> None:
     lines = (CLUSTER / "Dockerfile").read_text().splitlines()
     assert f"FROM rayproject/ray:{version('ray')}-py311-gpu" in lines
     copied = [word for line in lines if line.startswith("COPY") for word in line.split()[2:-1]]
-    assert {"operators", "pipelines", "conf", "pyproject.toml"} <= set(copied)
+    assert {"labelmill", "operators", "pipelines", "conf", "pyproject.toml"} <= set(copied)
     assert all((CHECKOUT / name).exists() for name in copied)
 
 
@@ -245,7 +245,7 @@ def test_the_readme_names_files_that_are_here_and_commands_that_parse() -> None:
     text = (CLUSTER / "README.md").read_text()
     for name in re.findall(r"\]\((\S+?)\)", text):
         assert (CLUSTER / name).exists(), name
-    commands = re.findall(r"python -m pipelines (.*)$", text, re.MULTILINE)
+    commands = re.findall(r"python -m labelmill (.*)$", text, re.MULTILINE)
     assert len(commands) >= 2
     for command in [*commands, "run street.yaml --address auto"]:
         check_command(f"labelmill {command}")

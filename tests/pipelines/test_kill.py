@@ -27,7 +27,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 def start(pipeline: Path, *flags: str) -> subprocess.Popen[bytes]:
     """A run in a process of its own, as a user would start it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines", "run", str(pipeline), *flags],
+        [sys.executable, "-m", "labelmill", "run", str(pipeline), *flags],
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -153,8 +153,8 @@ class GroundingDino:
 
         with self._images.one_batch():
             batch = torch.stack(list(items)).to(self.device)
-            for index, caption in enumerate(self.captions):
-                self._texts.use(index)
+            for caption in self.captions:
+                self._texts.use(tuple(caption.ids))
                 with inference(self.device, self.dtype):
                     answer = self._detect(batch, caption)
                 yield answer

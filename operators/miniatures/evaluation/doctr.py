@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from labelmill import CONF
 from labelmill.operators.images.decoded import DecodedImage
 from labelmill.operators.measures.words import Read as Seen
 from labelmill.operators.measures.words import word_scores
 from labelmill.operators.miniatures.evaluation import SEED
 from labelmill.operators.miniatures.training.scenes import SIDE
 from labelmill.operators.miniatures.world import World
-from labelmill.operators.models.card import ROOT, ModelCard, load_card
+from labelmill.operators.models.card import ModelCard, load_card
 from labelmill.operators.read import SIDES, Read
 
-RECOGNITION = ROOT / "conf" / "models" / "doctr-recognition-miniature.yaml"
+RECOGNITION = CONF / "models" / "doctr-recognition-miniature.yaml"
 BATCH = 16
 
 

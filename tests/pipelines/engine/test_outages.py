@@ -384,3 +384,31 @@ def test_another_process_does_the_shard_of_a_lost_gpu(where: str, always: bool) 
         return
     assert go(file, **{"inline": False, "workers": 2, where: True})["outcome"]["kept"] == 9
     assert Path("lost").exists()
+
+
+# ---------------------------------------------------------------- what is shown, and what is written out
+
+
+def test_the_report_counts_what_is_undone(server: FlakyServer) -> None:
+    server.trouble = lambda path, before: Answer() if path in ("/02.png", "/03.png") else None
+    go(write_pipeline(server), report=True)
+    page = Path("run/report.html").read_text()
+    assert '<div class="undone"><dt><i></i>undone</dt><dd>2</dd>' in page
+    server.trouble = lambda path, before: None
+    go("run.yaml", report=True)
+    assert 'class="undone"' not in Path("run/report.html").read_text(), "the page is of what is there now"
+
+
+def test_an_export_waits_for_images_that_are_away_too(server: FlakyServer, undisturbed: dict[str, str]) -> None:
+    asked_for_export: list[str] = []
+
+    def trouble(path: str, before: int) -> Answer | None:
+        if path == "/07.png" and before >= 1 and len(asked_for_export) < 6:
+            asked_for_export.append(path)
+            return Answer()
+        return None
+
+    server.trouble = trouble
+    go(write_pipeline(server), seconds=20)
+    assert len(asked_for_export) == 6
+    assert results("run") == undisturbed

@@ -19,7 +19,6 @@ from labelmill.pipelines.errors import UserError
 from labelmill.pipelines.run import Options, run
 from tests.drawing import folder_of_images
 from tests.pipelines.test_cluster import PATIENCE, add_worker
-from tests.pipelines.test_run import tree
 
 GPU_GB = 80.0
 IMAGES, SHARD = 48, 1
@@ -84,36 +83,24 @@ def test_a_small_model_is_on_every_gpu_alike(one_node: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_workers_share_gpus_on_all_nodes_and_two_models_share_a_worker(two_nodes: Any) -> None:
+def test_models_share_workers_on_all_nodes_go_in_phases_and_a_model_on_the_cpu_sees_no_gpu(two_nodes: Any) -> None:
     seen = go(
         two_nodes,
         ("tests.toys:OnGpu", {"memory_gb": 2.0, "sleep": 0.2}),
         ("tests.toys:OnGpu", {"memory_gb": 3.0}),
-    )
-    used = workers_of(seen)
-    assert len(used) == 4 and set(used.values()) == {1}, "two GPUs on each of two nodes"
-    assert len({node for node, _ in used}) == 2
-    by_process = Counter((each["node"], each["pid"], each["step"]) for each in seen)
-    assert {step for _, _, step in by_process} == {2.0, 3.0}
-    assert len({(node, pid) for node, pid, _ in by_process}) == 4, "the same workers do both"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_model_on_the_cpu_sees_no_gpu_and_large_models_go_in_phases(two_nodes: Any) -> None:
-    seen = go(
-        two_nodes,
-        ("tests.toys:OnGpu", {"memory_gb": 50.0}),
         ("tests.toys:OnGpu", {"gpu": False, "memory_gb": 0.5}),
-        ("tests.toys:OnGpu", {"memory_gb": 60.0}),
+        ("tests.toys:OnGpu", {"memory_gb": 78.0}),
     )
-    by_step = {step: [each for each in seen if each["step"] == step] for step in (50.0, 0.5, 60.0)}
-    assert {each["gpus"] for each in by_step[0.5]} == {""}
-    assert all(each["gpus"] in ("0", "1") for step in (50.0, 60.0) for each in by_step[step])
+    by_step = {step: [each for each in seen if each["step"] == step] for step in (2.0, 3.0, 0.5, 78.0)}
     assert all(len(by_step[step]) == IMAGES for step in by_step)
-    run_files = tree("run/steps")
-    go(two_nodes, ("tests.toys:OnGpu", {"memory_gb": 2.0}), output="again", workers=1)
-    assert run_files == tree("run/steps"), "another run touches nothing of it"
+    for step in (2.0, 3.0, 78.0):
+        used = workers_of(by_step[step])
+        assert len(used) == 4 and set(used.values()) == {1}, "two GPUs on each of two nodes"
+        assert len({node for node, _ in used}) == 2
+    processes = {step: {(each["node"], each["pid"]) for each in by_step[step]} for step in by_step}
+    assert processes[2.0] == processes[3.0], "the same workers do both"
+    assert not processes[2.0] & processes[78.0], "which leave the GPUs before the next model comes"
+    assert {each["gpus"] for each in by_step[0.5]} == {""}
 
 
 @pytest.mark.slow

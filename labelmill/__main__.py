@@ -1,4 +1,4 @@
-"""``python -m pipelines`` is ``labelmill``."""
+"""``python -m labelmill`` is ``labelmill``."""
 
 from labelmill.pipelines.cli import main
 

@@ -1,0 +1,1 @@
+../../labelmill/__init__.py

@@ -1,0 +1,1 @@
+../../labelmill/__main__.py
