@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field
 
 from labelmill.operators.applying.bisect import bisect
-from labelmill.operators.applying.memory import free_memory
+from labelmill.operators.applying.memory import empty_accelerator_cache
 from labelmill.operators.base import tuning
 from labelmill.operators.columns.schemas import DETECTIONS, SIDES
 from labelmill.operators.detections.tiles import Tiles, Windows, merge
@@ -233,7 +233,7 @@ class Detect(LabelOperator):
 
     def _halve(self, items: list[Item]) -> None:
         self._at_once = max(1, min(self._at_once, (len(items) + 1) // 2))
-        free_memory()
+        empty_accelerator_cache()
 
 
 def _give_up(error: Exception) -> NoReturn:
