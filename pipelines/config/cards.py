@@ -48,8 +48,8 @@ def find_card(name: str) -> ModelCard:
     if name.endswith((".yaml", ".yml")):
         path = shipped(name)
         if not path.is_file():
-            alike = nearest(path.name, (p.name for p in path.parent.glob("*.yaml")))
-            raise UserError(f"there is no model card {name!r}{alike}; `labelmill models` lists those that there are")
+            like = nearest(path.name, (p.name for p in path.parent.glob("*.yaml")))
+            raise UserError(f"there is no model card {name!r}{like}; `labelmill models` lists those that there are")
     else:
         cards = card_files()
         if name not in cards:
