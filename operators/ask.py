@@ -122,9 +122,24 @@ class Ask(ModelOperator):
     def load(self) -> None:
         self._engine = self._asked()
 
+    def use(self, engine: answerer.Answerer) -> None:
+        """Ask a model that is loaded already, in place of `load`.
+
+        Args:
+            engine: Of `params.model`. Several operators may use it, one at a time.
+
+        Raises:
+            OperatorError: It cannot be asked.
+        """
+        self._engine = self._put(engine.another())
+
     def _asked(self) -> answerer.Answerer:
         given = self.params
         engine = answerer.answerer(given.model, given.dtype, Requests(given.concurrency, given.timeout, given.retries))
+        return self._put(engine)
+
+    def _put(self, engine: answerer.Answerer) -> answerer.Answerer:
+        given = self.params
         engine.ask(given.prompt, given.answers, given.max_tokens, given.json_schema)
         return engine
 

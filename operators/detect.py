@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,21 +15,21 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field
 
 from labelmill.operators.applying.bisect import bisect
-from labelmill.operators.applying.memory import free_memory
+from labelmill.operators.applying.memory import empty_accelerator_cache
 from labelmill.operators.base import tuning
 from labelmill.operators.columns.schemas import DETECTIONS, SIDES
 from labelmill.operators.detections.tiles import Tiles, Windows, merge
+from labelmill.operators.engines import registry
 from labelmill.operators.engines.detection.detector import Answer, Detector
-from labelmill.operators.engines.registry import engine, require
 from labelmill.operators.errors import OperatorError, RowError
-from labelmill.operators.models.card import ModelCard, ModelError
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
 from labelmill.operators.models.operator import LabelOperator, ModelParams
 from labelmill.operators.ontology import Ontology
 
 if TYPE_CHECKING:
     from labelmill.operators.images.decoded import DecodedImage
 
-DetectionCard = Annotated[ModelCard, AfterValidator(require("detection"))]
+DetectionCard = Annotated[ModelCard, AfterValidator(registry.require("detection"))]
 
 
 def detector(card: ModelCard) -> type[Detector]:
@@ -37,7 +38,7 @@ def detector(card: ModelCard) -> type[Detector]:
     Raises:
         ModelError: None knows its architecture.
     """
-    found: type[Detector] = engine(card)
+    found: type[Detector] = registry.engine(card)
     return found
 
 
@@ -53,6 +54,16 @@ def refuse_missing(card: ModelCard) -> None:
             f"model card {card.name} needs the module {extra}, which is not installed; "
             f"run `pip install --editable '.[{extra}]'` in labelmill's folder"
         )
+
+
+def engine(card: ModelCard, dtype: Dtype = "auto") -> Detector:
+    """The card's model, with its weights loaded.
+
+    Raises:
+        ModelError: An optional dependency is not installed, or the weights are missing, corrupt or of another model.
+    """
+    refuse_missing(card)
+    return detector(card)(card, dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +141,22 @@ class Detect(LabelOperator):
         refuse_missing(self.params.model)
 
     def load(self) -> None:
-        card = self.params.model
-        detector(card).check(card, self.params.ontology)
-        refuse_missing(card)
-        self._engine = detector(card)(card, self.params.dtype)
+        detector(self.params.model).check(self.params.model, self.params.ontology)
+        self.use(engine(self.params.model, self.params.dtype))
+
+    def use(self, engine: Detector) -> None:
+        """Ask a model that is loaded already, in place of `load`.
+
+        Args:
+            engine: Of `params.model`. Several operators may use it, one at a time.
+
+        Raises:
+            OperatorError: A prompt cannot be asked.
+        """
+        detector(self.params.model).check(self.params.model, self.params.ontology)
+        self._engine = copy.copy(engine)  # the same weights, with a question of its own
         self._asked = self._engine.ask(self.params.ontology)
-        self._models = [card.reference()]
+        self._models = [self.params.model.reference()]
         names = list(self.params.ontology.classes)
         self._classes = np.array([names.index(name) for _, name in self._asked])
         self._at_once = self.params.batch
@@ -199,7 +220,7 @@ class Detect(LabelOperator):
 
     def _halve(self, items: list[Item]) -> None:
         self._at_once = max(1, min(self._at_once, (len(items) + 1) // 2))
-        free_memory()
+        empty_accelerator_cache()
 
 
 def _give_up(error: Exception) -> NoReturn:

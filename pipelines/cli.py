@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from labelmill.pipelines.commands import errors, looking, new, report, review, running, supplies
+from labelmill.pipelines.commands import errors, looking, new, report, review, running, serve, supplies
 
 app = typer.Typer(
     name="labelmill",
@@ -26,6 +26,7 @@ for command in (
     looking.evaluate,
     report.report,
     looking.search,
+    serve.serve,
     errors.errors,
     supplies.ops,
     supplies.world,

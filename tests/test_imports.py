@@ -35,10 +35,9 @@ IMPORTS = {module: set(imported(path)) for module, path in FILES.items()}
 
 
 def room_of(module: str) -> str:
-    """A module's folder. Those of the two top folders, and what is run with ``python -m``, stand for themselves."""
-    folder, _, last = module.rpartition(".")
+    """A module's folder below one of the two top folders, whose own modules stand for themselves."""
     is_room = FILES[module].name == "__init__.py"
-    return module if is_room or last == "__main__" or folder.count(".") < 2 else folder
+    return module if module.count(".") < 3 and not is_room else ".".join(module.split(".")[:3])
 
 
 def refuse_circles(graph: dict[str, set[str]]) -> None:

@@ -189,10 +189,11 @@ def load(step: Step) -> None:
     Raises:
         UserError: What it needs is not here, or is not what it must be.
     """
-    try:
-        step.operator.load()
-    except OperatorError as error:
-        raise UserError(f"step {step.name!r}: {error}") from error
+    with stopped([step]):
+        try:
+            step.operator.load()
+        except OperatorError as error:
+            raise UserError(f"step {step.name!r}: {error}") from error
 
 
 def _at_intervals(on_news: OnNews, step: str, shard: int) -> Callable[[int], None]:

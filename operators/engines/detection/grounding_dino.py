@@ -153,8 +153,8 @@ class GroundingDino:
 
         with self._images.one_batch():
             batch = torch.stack(list(items)).to(self.device)
-            for index, caption in enumerate(self.captions):
-                self._texts.use(index)
+            for caption in self.captions:
+                self._texts.use(tuple(caption.ids))
                 with inference(self.device, self.dtype):
                     answer = self._detect(batch, caption)
                 yield answer
@@ -198,4 +198,4 @@ def check_input(card: ModelCard, ontology: Ontology) -> None:
     given = card.section("preprocess", Preprocess)
     if given.short > given.long:
         raise ModelError(f"model card {card.name}: preprocess.short must be at most {given.long} but is {given.short}")
-    captions.phrases(ontology)
+    captions.check_phrases(ontology)

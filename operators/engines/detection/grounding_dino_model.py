@@ -181,8 +181,8 @@ def remember_texts(backbone: Any) -> Any:
     """Put a wrapper in front of a text backbone that remembers what it gave.
 
     Returns:
-        After ``use(caption)`` it encodes a caption if it is a new one, and gives the same features to any number of
-        images; ``forget()`` drops them all.
+        After ``use(ids)``, those of a caption, it encodes the caption if it is a new one, and gives the same features
+        to any number of images; ``forget()`` drops them all.
     """
     from torch import nn
     from transformers.modeling_outputs import BaseModelOutput
@@ -194,9 +194,9 @@ def remember_texts(backbone: Any) -> Any:
             self.forget()
 
         def forget(self) -> None:
-            self.kept: dict[int, Any] = {}
+            self.kept: dict[tuple[int, ...], Any] = {}
 
-        def use(self, caption: int) -> None:
+        def use(self, caption: tuple[int, ...]) -> None:
             self.caption = caption
 
         def forward(self, *inputs: Any, return_dict: bool = True, **named: Any) -> Any:

@@ -79,6 +79,10 @@ class Answerer(Protocol):
         """
         ...
 
+    def another(self) -> Answerer:
+        """The same weights, or the same way to an endpoint, for another question."""
+        ...
+
     def prepare(self, image: DecodedImage) -> Any:
         """Turn an image into the model's input; pure, called in threads.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -89,6 +90,10 @@ class Florence2:
         self._prompt, self._max_tokens = "", 0
         self._choices: tuple[str, ...] = ()
         self._continuations: list[list[int]] = []
+
+    def another(self) -> Florence2:
+        """See `Answerer`."""
+        return copy.copy(self)
 
     def ask(
         self,

@@ -7,6 +7,7 @@ Sampling is off (``temperature: 0``); how repeatable answers are beyond that is 
 from __future__ import annotations
 
 import asyncio
+import copy
 import io
 import os
 from collections.abc import Hashable, Mapping, Sequence
@@ -107,6 +108,10 @@ class Endpoint:
         self._fields: dict[str, Any] = {}
         self._text = ""
         self._form: ChoiceAnswer | JsonAnswer | None = None
+
+    def another(self) -> Endpoint:
+        """See `Answerer`."""
+        return copy.copy(self)
 
     def ask(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,12 @@ class ImageTextToText:
         self._continuations: list[list[int]] = []
         self._json: JsonAnswer | None = None
         self._max_tokens = 0
+
+    def another(self) -> ImageTextToText:
+        """See `Answerer`."""
+        made = copy.copy(self)
+        made._input = copy.copy(self._input)
+        return made
 
     def ask(
         self,
