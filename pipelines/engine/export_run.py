@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.errors import RowError
 from labelmill.operators.images.decoded import image_size
 from labelmill.operators.ontology import Ontology
 from labelmill.pipelines.config.pipeline import Export, Pipeline
@@ -28,7 +29,7 @@ from labelmill.pipelines.exports.columns import (
     raw_problem,
     raw_step,
 )
-from labelmill.pipelines.exports.dataset import Dataset, ExportError, ExportImage, Fetch
+from labelmill.pipelines.exports.dataset import Dataset, ExportError, ExportImage, Fetch, unreadable
 from labelmill.pipelines.exports.files import Output
 from labelmill.pipelines.run_folder.layout import Layout, column_of
 from labelmill.pipelines.run_folder.outcomes import outcomes
@@ -177,7 +178,10 @@ def export_images(pipeline: Pipeline, layout: Layout, shards: dict[int, int], fe
                 continue
             width, height, kind = (None if column is None else column[index].as_py() for column in known)
             if width is None or height is None or kind is None:
-                width, height, kind = _measure(fetch(row["uri"]))
+                try:
+                    width, height, kind = _measure(fetch(row["uri"]))
+                except RowError as error:
+                    raise unreadable(row["key"], error) from error
             detections, state = found[index].as_py(), "read"
             if from_source and index not in reviewed:
                 state = row["label_state"]
