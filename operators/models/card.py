@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from labelmill import ROOT
 from labelmill.operators.errors import OperatorError
+from labelmill.operators.models.engines import code
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 """Arithmetic of the model. `auto` is float32 on a CPU and float16 on a GPU."""
@@ -109,7 +109,7 @@ class ModelCard(BaseModel):
     Attributes:
         name: What a pipeline calls it; the file's stem unless the file says otherwise.
         task: What it does: embedding, detection, …
-        engine: The builder in `operators.engines`: open_clip, transformers, …
+        engine: The builder in `operators.engines`: open_clip, transformers, …; or one's own: ``module:name``.
         architecture: An open_clip model name, a transformers class, or what an endpoint calls the model.
         weights: Where its weights come from.
         config: Sizes of the model and other settings of the engine, where the architecture's name does not say them.
@@ -167,6 +167,8 @@ class ModelCard(BaseModel):
         else:
             identity = weights.model_dump(include={"hub", "revision", "file", "sha256", "extra_files"})
         known = self.model_dump(mode="json", include={"engine", "architecture", "config", "preprocess", "dtype"})
+        if (source := code(self.engine)) is not None:
+            known["code"] = source
         text = json.dumps({**known, "weights": identity}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -215,20 +217,6 @@ def load_card(path: str | Path, also: Path | None = None) -> ModelCard:
         return ModelCard.model_validate(data)
     except ValidationError as error:
         raise ModelError(f"model card {path}: {_first(error)}") from error
-
-
-def require(task: str, engines: tuple[str, ...]) -> Callable[[ModelCard], ModelCard]:
-    """A pydantic validator that accepts only cards for a task that one of the engines can build."""
-
-    def check(card: ModelCard) -> ModelCard:
-        if card.task != task or card.engine not in engines:
-            wanted, one_of = f"for {task} with engine", " or ".join(engines)
-            raise ValueError(
-                f"must be a model card {wanted} {one_of} but {card.name} is for {card.task} with engine {card.engine}"
-            )
-        return card
-
-    return check
 
 
 def local_paths(card: ModelCard) -> list[Path]:
