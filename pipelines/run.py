@@ -11,6 +11,7 @@ from typing import Any
 from labelmill.operators.errors import OperatorError
 from labelmill.pipelines.config.pipeline import Pipeline
 from labelmill.pipelines.engine.export_run import export_all
+from labelmill.pipelines.engine.foreseen import export_problems
 from labelmill.pipelines.engine.outages import patient
 from labelmill.pipelines.engine.placement import segments
 from labelmill.pipelines.engine.receipts import News, Receipt
@@ -18,7 +19,6 @@ from labelmill.pipelines.engine.runners import Options as Options
 from labelmill.pipelines.engine.runners import Reporter as Reporter
 from labelmill.pipelines.engine.runners import Segment, runner_for
 from labelmill.pipelines.errors import UserError
-from labelmill.pipelines.exports.foreseen import export_problems
 from labelmill.pipelines.run_folder.arrived import Arrived, strict_problem, write_refused
 from labelmill.pipelines.run_folder.guard import guarded
 from labelmill.pipelines.run_folder.layout import Layout
