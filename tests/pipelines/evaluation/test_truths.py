@@ -192,6 +192,15 @@ class TestEveryKindOfTruth:
         assert (report["labels"]["images"], report["coverage"]["kept"]) == (2, 3)
         assert "without 1 that nobody has labelled" in told(run, "--truth", "voc")
 
+    def test_yolo_s_image_without_label_file_is_unread_too(self) -> None:
+        yolo()
+        Path("yolo/labels/train/b.txt").unlink()
+        found = evaluate_run(found_run([FOUND[0], FOUND[4]]), "yolo")
+        assert (shares(found), found["coverage"]["unread"]) == (PERFECT, 1)
+        Path("yolo/labels/train/b.txt").touch()
+        found = evaluate_run("run", "yolo")
+        assert found["labels"]["precision"] == 0.5, "an empty file says that nothing is there"
+
     def test_the_same_files_are_the_same_images_whatever_their_keys(self) -> None:
         """Both folders hold an a.png: which is meant is known by the file."""
         yolo()
@@ -214,6 +223,13 @@ class TestEveryKindOfTruth:
         assert shares(evaluate_run(run, "ann.json")) == PERFECT
         found = evaluate_run(run, "run/exports/coco/annotations/instances.json")
         assert shares(found) == PERFECT, "though its files are called 00000001-a.png"
+
+    @pytest.mark.parametrize("name", ["coco", "yolo", "voc", "cvat", "label_studio", "huggingface", "webdataset"])
+    def test_every_export_of_labels_is_truth_by_its_folder_alone(self, name: str) -> None:
+        run = found_run([FOUND[0], FOUND[4]], export={name: {}})
+        found = evaluate_run(run, f"run/exports/{name}")
+        assert shares(found) == PERFECT
+        assert (found["labels"]["images"], found["labels"]["objects"]) == (2, 2)
 
     def test_another_run(self) -> None:
         run = found_run()
