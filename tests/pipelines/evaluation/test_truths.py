@@ -11,6 +11,8 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
+from labelmill.operators.base import OperatorParams, TableOperator, TableResult
+from labelmill.operators.columns.schemas import DETECTIONS
 from labelmill.operators.review import REVIEWS
 from labelmill.pipelines.cli import app
 from labelmill.pipelines.errors import UserError
@@ -253,7 +255,30 @@ class TestEveryKindOfTruth:
             assert found["coverage"]["kind"] == "review"
 
 
+class RawCats(TableOperator):
+    """A detector that sees one cat in each image."""
+
+    labels = "raw"
+
+    class Params(OperatorParams):
+        pass
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([("detections", DETECTIONS)])
+
+    def compute(self, table: pa.Table) -> TableResult:
+        cats = [[detection((10, 10, 40, 40), "cat", 0.2)]] * len(table)
+        return TableResult(pa.table([pa.array(cats, DETECTIONS)], schema=self.writes()))
+
+
 class TestNothingIsSilent:
+    def test_raw_detections_are_judged_and_called_so(self) -> None:
+        run = found_run(steps=["inspect", f"{__name__}:RawCats"])
+        found = evaluate_run(run, coco("truth.json", TRUE))["labels"]
+        assert (found["labels"], found["recall"], found["raw"]) == (2, 0.5, True)
+        assert "these are raw: no step has decided" in told(run, "--truth", "truth.json")
+        assert not evaluate_run(found_run(output="decided"), "truth.json")["labels"]["raw"]
+
     def test_a_source_s_own_labels_give_figures(self) -> None:
         """Case 17-evaluate-says-nothing."""
         run = found_run(steps=["inspect"])
