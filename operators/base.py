@@ -157,7 +157,10 @@ class Operator(ABC):
         return Needs()
 
     def libraries(self) -> tuple[str, ...]:
-        """Modules that `load` imports, for whoever wants to import them early. They must start no thread for it."""
+        """What `load` imports, for whoever wants it imported early: modules, or ``module:function`` that imports them.
+
+        None of it may start a thread.
+        """
         return ()
 
     def digest(self) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 from labelmill.operators.errors import OperatorError
 from labelmill.pipelines.config.pipeline import Pipeline
 from labelmill.pipelines.engine.export_run import export_all
+from labelmill.pipelines.engine.foreseen import export_problems
+from labelmill.pipelines.engine.outages import patient
 from labelmill.pipelines.engine.placement import segments
 from labelmill.pipelines.engine.receipts import News, Receipt
 from labelmill.pipelines.engine.runners import Options as Options
 from labelmill.pipelines.engine.runners import Reporter as Reporter
 from labelmill.pipelines.engine.runners import Segment, runner_for
 from labelmill.pipelines.errors import UserError
-from labelmill.pipelines.exports.foreseen import export_problems
 from labelmill.pipelines.run_folder.arrived import Arrived, strict_problem, write_refused
 from labelmill.pipelines.run_folder.guard import guarded
 from labelmill.pipelines.run_folder.layout import Layout
@@ -89,7 +90,7 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
 
     summary = _summary(pipeline, layout, intake, arrived)
     classes = export_classes(pipeline, layout, intake.shards, source)
-    summary["exports"] = export_all(pipeline, layout, intake.shards, classes, fetch)
+    summary["exports"] = export_all(pipeline, layout, intake.shards, classes, patient(fetch, options.limits))
     write_json(layout, SUMMARY_FILE, summary)
     if options.report:
         from labelmill.pipelines.report.write import write_report

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from labelmill.operators.applying.bisect import bisect, failed
-from labelmill.operators.applying.memory import free_memory
+from labelmill.operators.applying.memory import empty_accelerator_cache, free_memory
 from labelmill.operators.applying.patience import StopError, passes
 from labelmill.operators.applying.results import ContractError, RowValue
 from labelmill.operators.base import ImageOperator
@@ -38,7 +38,7 @@ def infer(worker: Worker, items: list[Any], images: ShardImages) -> list[RowValu
 
     def out_of_memory(part: list[Any]) -> None:
         worker.batch = max(1, min(worker.batch, (len(part) + 1) // 2))
-        free_memory()
+        empty_accelerator_cache()
 
     def compute(numbers: list[int], run: Callable[[list[Any]], list[Any]] = run, whole: bool = True) -> list[int]:
         """Fill in values; which of them failed for the moment."""

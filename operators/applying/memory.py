@@ -11,13 +11,15 @@ if TYPE_CHECKING:
 
 
 def free_memory(images: ShardImages | None = None) -> None:
-    """Give back remembered images, garbage, and what an accelerator's allocator holds for later.
-
-    Smaller work then finds memory in one piece. Does nothing about torch where it is not used.
-    """
+    """Give back remembered images, garbage, and what an accelerator's allocator holds for later."""
     if images is not None:
         images.forget()
     gc.collect()
+    empty_accelerator_cache()
+
+
+def empty_accelerator_cache() -> None:
+    """Give back what an accelerator's allocator holds, so that a smaller batch finds it in one piece."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

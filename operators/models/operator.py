@@ -7,12 +7,12 @@ from labelmill.operators.models.card import Dtype, ModelCard
 from labelmill.operators.models.weights import verify
 
 LIBRARIES = {
-    "open_clip": ("torch", "labelmill.operators.engines.embedding.open_clip_library"),
-    "transformers": ("torch", "transformers"),
-    "segment_anything": ("torch", "segment_anything"),
-    "doctr": ("torch", "doctr.models"),
-    "groundingdino": ("torch", "transformers"),
-    "l2cs": ("torch", "torchvision"),
+    "open_clip": ("torch", "labelmill.operators.engines.slim:import_open_clip"),
+    "transformers": ("torch", "labelmill.operators.engines.slim:import_torchvision", "transformers"),
+    "segment_anything": ("torch", "labelmill.operators.engines.slim:import_torchvision", "segment_anything"),
+    "doctr": ("torch", "labelmill.operators.engines.slim:import_torchvision", "doctr.models"),
+    "groundingdino": ("torch", "labelmill.operators.engines.slim:import_torchvision", "transformers"),
+    "l2cs": ("torch", "labelmill.operators.engines.slim:import_torchvision"),
     "openai": ("openai",),
 }
 """What an engine imports to build a model; onnxruntime, of others, starts threads when it is imported."""

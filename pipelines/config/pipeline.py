@@ -164,7 +164,7 @@ def _settings(file: YamlFile, problems: list[str]) -> Settings | None:
     values = {key: file.values[key] for key in Settings.model_fields if key in file.values}
     if isinstance(values.get("ontology"), str):
         try:
-            values["ontology"] = read_yaml(values["ontology"]).values
+            values["ontology"] = read_yaml(values["ontology"], names=True).values
         except UserError as error:
             problems.append(file.problem(("ontology",), str(error)))
             return None
@@ -277,7 +277,7 @@ def _build(file: YamlFile, draft: Draft, ontology: Ontology | None, problems: li
                 params[name] = ontology
             elif isinstance(params.get(name), str):
                 try:
-                    params[name] = read_yaml(params[name]).values
+                    params[name] = read_yaml(params[name], names=True).values
                 except UserError as error:
                     problems.append(file.problem((*draft.path, name), str(error)))
                     return None

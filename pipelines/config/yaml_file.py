@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labelmill import CONF
 from labelmill.operators.secrets import PLAIN, hide, keep_secret
 from labelmill.pipelines.errors import ConfigError, UserError, nearest
 
@@ -49,18 +51,19 @@ def describe(path: KeyPath) -> str:
     return text
 
 
-def read_yaml(name: str | os.PathLike[str], overrides: list[str] | None = None) -> YamlFile:
+def read_yaml(name: str | os.PathLike[str], overrides: list[str] | None = None, names: bool = False) -> YamlFile:
     """Read a YAML mapping.
 
     Args:
-        name: A local path.
+        name: A local path; see `shipped`.
         overrides: ``a.b=value`` assignments. The first part is a key of the file or the name of a step.
+        names: See `parse_yaml`.
 
     Raises:
         UserError: There is no such file. ConfigError: It is no YAML mapping, an interpolation cannot be resolved or
             an override names nothing.
     """
-    path = Path(name)
+    path = shipped(name)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -70,10 +73,19 @@ def read_yaml(name: str | os.PathLike[str], overrides: list[str] | None = None) 
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name} cannot be read: {error}") from error
-    return parse_yaml(str(name), text, overrides)
+    return parse_yaml(str(name), text, overrides, names=names)
 
 
-def parse_yaml(name: str, text: str, overrides: list[str] | None = None, keys_may_lack: bool = False) -> YamlFile:
+def shipped(name: str | os.PathLike[str]) -> Path:
+    """A file, or where it is not there and is called ``conf/…``, the one of that name that comes with labelmill."""
+    path = Path(name)
+    own = CONF.joinpath(*path.parts[1:])
+    return own if path.parts[:1] == ("conf",) and own.is_file() and not path.exists() else path
+
+
+def parse_yaml(
+    name: str, text: str, overrides: list[str] | None = None, keys_may_lack: bool = False, names: bool = False
+) -> YamlFile:
     """A YAML mapping from its text; see `read_yaml`.
 
     Args:
@@ -81,6 +93,7 @@ def parse_yaml(name: str, text: str, overrides: list[str] | None = None, keys_ma
         text: What it holds.
         overrides: ``a.b=value`` assignments.
         keys_may_lack: Leave out storage options whose environment variable is not set, for whoever reads no image.
+        names: All of it is names, as in a file of an ontology; else what stands under ``ontology`` is.
 
     Raises:
         ConfigError: See `read_yaml`.
@@ -92,7 +105,7 @@ def parse_yaml(name: str, text: str, overrides: list[str] | None = None, keys_ma
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         lines = _lines(tree, ()) if tree is not None else {}
-        config = OmegaConf.create(text)
+        config = OmegaConf.create(_with_names_as_text(text, tree, names))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else 1
@@ -115,6 +128,39 @@ def parse_yaml(name: str, text: str, overrides: list[str] | None = None, keys_ma
     named: dict[str, Any] = {str(key): value for key, value in values.items()}
     return YamlFile(name, named, lines, _references(OmegaConf.to_container(config, resolve=False), named))
 
+
+def _with_names_as_text(text: str, tree: Any, names: bool) -> str:
+    """The text with quotes around names that YAML would take for something else: ``yes``, ``null``, ``1.50``, ``007``.
+
+    Keys of mappings are names; so are all values below ``ontology``.
+    """
+    found: dict[int, Any] = {}
+
+    def look(node: Any, named: bool) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode) and (named or key.tag != STRING) and key.tag != MERGE:
+                    found[key.start_mark.index] = key
+                look(value, named or (isinstance(key, yaml.ScalarNode) and key.value == "ontology"))
+        elif isinstance(node, yaml.SequenceNode):
+            for value in node.value:
+                if named and isinstance(value, yaml.ScalarNode):
+                    found[value.start_mark.index] = value
+                look(value, named)
+        elif named and isinstance(node, yaml.ScalarNode) and node.tag != NULL:  # no prompts: the name is the prompt
+            found[node.start_mark.index] = node
+
+    import yaml
+
+    look(tree, names)
+    for start, node in sorted(found.items(), reverse=True):
+        end = node.end_mark.index
+        if node.style is None and node.value and "${" not in node.value and text[start:end].strip() == node.value:
+            text = f"{text[:start]}{json.dumps(node.value, ensure_ascii=False)}{text[end:]}"
+    return text
+
+
+STRING, NULL, MERGE = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "null", "merge"))
 
 _ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([^,}\s]+)")
 

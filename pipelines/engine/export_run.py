@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from labelmill.operators.columns.schemas import DETECTIONS
+from labelmill.operators.errors import RowError
 from labelmill.operators.images.decoded import image_size
 from labelmill.operators.ontology import Ontology
 from labelmill.pipelines.config.pipeline import Export, Pipeline
@@ -28,13 +29,12 @@ from labelmill.pipelines.exports.columns import (
     raw_problem,
     raw_step,
 )
-from labelmill.pipelines.exports.dataset import Dataset, ExportError, ExportImage
+from labelmill.pipelines.exports.dataset import Dataset, ExportError, ExportImage, Fetch, unreadable
 from labelmill.pipelines.exports.files import Output
 from labelmill.pipelines.run_folder.layout import Layout, column_of
 from labelmill.pipelines.run_folder.outcomes import outcomes
 from labelmill.pipelines.run_folder.shards import read_shard
 from labelmill.pipelines.run_folder.store import TEMPORARY
-from labelmill.pipelines.sources import Fetcher
 from labelmill.pipelines.steps import ColumnError, Input, Step, resolve
 
 MARKER = "export.json"
@@ -44,7 +44,7 @@ REVIEWED = "reviewed_at"
 
 
 def export_all(
-    pipeline: Pipeline, layout: Layout, shards: dict[int, int], classes: list[str], fetch: Fetcher
+    pipeline: Pipeline, layout: Layout, shards: dict[int, int], classes: list[str], fetch: Fetch
 ) -> list[dict[str, Any]]:
     """Write every export that is not there yet.
 
@@ -79,7 +79,7 @@ def export_all(
 
 
 def _write(
-    pipeline: Pipeline, layout: Layout, shards: dict[int, int], classes: list[str], export: Export, fetch: Fetcher
+    pipeline: Pipeline, layout: Layout, shards: dict[int, int], classes: list[str], export: Export, fetch: Fetch
 ) -> dict[str, Any]:
     store, name = layout.store, f"exports/{export.name}"
     writer = exporter(export.name)(export.params)
@@ -156,7 +156,7 @@ def _wanted(
             left_out[image.label_state] += 1
 
 
-def export_images(pipeline: Pipeline, layout: Layout, shards: dict[int, int], fetch: Fetcher) -> Iterator[ExportImage]:
+def export_images(pipeline: Pipeline, layout: Layout, shards: dict[int, int], fetch: Fetch) -> Iterator[ExportImage]:
     """The images that every step kept, in order of image_id, with what the run says of them."""
     steps, wanted = layout.steps, pipeline.columns
     labels = export_labels(steps, wanted.labels)
@@ -178,7 +178,10 @@ def export_images(pipeline: Pipeline, layout: Layout, shards: dict[int, int], fe
                 continue
             width, height, kind = (None if column is None else column[index].as_py() for column in known)
             if width is None or height is None or kind is None:
-                width, height, kind = _measure(fetch(row["uri"]))
+                try:
+                    width, height, kind = _measure(fetch(row["uri"]))
+                except RowError as error:
+                    raise unreadable(row["key"], error) from error
             detections, state = found[index].as_py(), "read"
             if from_source and index not in reviewed:
                 state = row["label_state"]

@@ -55,8 +55,8 @@ def main() -> None:
                     _end_with_parent()
                     _work(parent, job, *values)
         elif order == "work":
-            threading.Thread(target=_end_at_eof, args=(orders,), daemon=True).start()
             with Connection(recv_handle(orders)) as parent:
+                threading.Thread(target=_end_at_eof, args=(orders,), daemon=True).start()
                 _work(parent, job, *values)
 
 
@@ -71,12 +71,15 @@ def _threads() -> list[str]:
 
 
 def import_quietly(modules: list[str]) -> None:
-    """Import what there is of some modules. What cannot be imported is told by whoever needs it."""
+    """Import some modules (see `Operator.libraries`). What cannot be imported is told by whoever needs it."""
     import importlib
 
     for name in modules:
+        module, _, function = name.partition(":")
         try:
-            importlib.import_module(name)
+            found = importlib.import_module(module)
+            if function:
+                getattr(found, function)()
         except Exception:
             continue
 

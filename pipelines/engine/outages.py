@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from labelmill.operators.applying.patience import StopError
+from labelmill.operators.applying.patience import Limits, Patience, StopError, passes
 from labelmill.operators.moment import Kind, kind_of
 from labelmill.operators.wording import counted
 from labelmill.pipelines.errors import UserError
@@ -112,3 +113,18 @@ def undone_line(summary: Mapping[str, Any]) -> str | None:
     why = f" ({first['step']}: {first['reason']})" if first is not None else ""
     are = f"{counted(number, 'image')} {'is' if number == 1 else 'are'}"
     return f"{are} undone{why}; run the same command again to do {'it' if number == 1 else 'them'}"
+
+
+def patient(fetch: Callable[[str], bytes], limits: Limits) -> Callable[[str], bytes]:
+    """The same, tried again where what is in the way may pass."""
+    patience = Patience(limits)
+
+    def patiently(uri: str) -> bytes:
+        try:
+            return fetch(uri)
+        except Exception as error:
+            if not passes(error):
+                raise
+            return patience.again(partial(fetch, uri), error)
+
+    return patiently

@@ -34,6 +34,7 @@ class _Line:
     total: int
     done: int = 0
     failed: int = 0
+    undone: int = 0
     computed: int = 0
     shards: set[int] = field(default_factory=set)
     under_way: dict[int, int] = field(default_factory=dict)
@@ -62,7 +63,9 @@ class _Line:
         bar = "━" * round(width * part) + "╌" * (width - round(width * part))
         left = (self.total - done) / self.rate if self.rate else 0.0
         eta = "done" if self.done >= self.total else f"{_duration(left)} left" if self.rate else self._at_work()
-        failed = f"[red]{self.failed:,} failed[/]" if self.failed else ""
+        parts = [f"[red]{self.failed:,} failed[/]"] if self.failed else []
+        parts += [f"[yellow]{self.undone:,} undone[/]"] if self.undone else []
+        failed = " ".join(parts)
         rate = f"{self.rate:,.0f}/s" if self.rate >= 10 else f"{self.rate:.1f}/s" if self.rate else ""
         return [escape(self.name), bar, f"{done:,}/{self.total:,}", rate, failed, eta]
 
@@ -81,6 +84,7 @@ class _Line:
         self.under_way.pop(receipt.shard, None)
         self.done += receipt.images
         self.failed += receipt.failed
+        self.undone += receipt.undone
         if receipt.computed:
             self.computed += receipt.images
             self.started = receipt.began if self.started is None else min(self.started, receipt.began)

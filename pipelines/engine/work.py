@@ -19,6 +19,7 @@ from labelmill.operators.applying.patience import Patience
 from labelmill.operators.applying.shard_images import ShardImages
 from labelmill.operators.applying.worker import Worker
 from labelmill.operators.errors import OperatorError
+from labelmill.operators.moment import kind_of
 from labelmill.pipelines.engine.outages import Outage, stopped
 from labelmill.pipelines.engine.provisional import Earlier, earlier, is_provisional, is_undone
 from labelmill.pipelines.engine.receipts import Loading, OnNews, Partial, Receipt, receipt_of
@@ -189,10 +190,13 @@ def load(step: Step) -> None:
     Raises:
         UserError: What it needs is not here, or is not what it must be.
     """
-    try:
-        step.operator.load()
-    except OperatorError as error:
-        raise UserError(f"step {step.name!r}: {error}") from error
+    with stopped([step]):
+        try:
+            step.operator.load()
+        except OperatorError as error:
+            if kind_of(error) is not None:
+                raise
+            raise UserError(f"step {step.name!r}: {error}") from error
 
 
 def _at_intervals(on_news: OnNews, step: str, shard: int) -> Callable[[int], None]:

@@ -13,7 +13,7 @@ from labelmill.operators.wording import counted
 from labelmill.pipelines.exports.base import Exporter, LabelParams
 from labelmill.pipelines.exports.card import dataset_card
 from labelmill.pipelines.exports.class_folders import class_folders
-from labelmill.pipelines.exports.dataset import Dataset, ExportError, ExportImage, ExportSummary, Fetch
+from labelmill.pipelines.exports.dataset import Dataset, ExportError, ExportImage, ExportSummary, Fetch, unreadable
 from labelmill.pipelines.exports.files import Output, file_name
 from labelmill.pipelines.exports.labels import Label, Tally
 from labelmill.pipelines.sources.base import in_order
@@ -98,12 +98,13 @@ class Crops(Exporter):
     def _cut(self, image: ExportImage, labels: list[Label], fetch: Fetch, kind: str) -> tuple[ExportImage, list[_Crop]]:
         if not labels:
             return image, []
-        from labelmill.operators.images.decoded import DecodeError, decode
+        from labelmill.operators.errors import RowError
+        from labelmill.operators.images.decoded import decode
 
         try:
             decoded = decode(fetch(image.uri))
-        except (DecodeError, OSError) as error:
-            raise ExportError(f"image {image.key!r} cannot be read: {error}") from error
+        except (RowError, OSError) as error:
+            raise unreadable(image.key, error) from error
         if (decoded.width, decoded.height) != (image.width, image.height):
             raise ExportError(
                 f"image {image.key!r} must be {image.width} by {image.height}, as when the run saw it, but is "

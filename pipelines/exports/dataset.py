@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from labelmill.operators.moment import kind_of
 from labelmill.pipelines.errors import UserError
 
 Fetch = Callable[[str], bytes]
@@ -22,6 +23,12 @@ _SPLIT_NAME = re.compile(r"\w[\w.-]*")
 
 class ExportError(UserError):
     """The dataset cannot be written as asked."""
+
+
+def unreadable(key: str, error: Exception) -> ExportError:
+    """The error of an image that was kept and cannot be read now; with what to do, where that may pass."""
+    again = "; when it can, run the same command again" if kind_of(error) is not None else ""
+    return ExportError(f"image {key!r} cannot be read: {error}{again}")
 
 
 @dataclass(frozen=True, slots=True)

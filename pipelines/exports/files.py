@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import IO, Any, Literal, cast
 
-from labelmill.pipelines.exports.dataset import ExportError, ExportImage, Fetch
+from labelmill.pipelines.exports.dataset import ExportImage, Fetch, unreadable
 from labelmill.pipelines.sources.uri import local_path
 
 THREADS = 8
@@ -144,7 +144,7 @@ class Output:
         try:
             data = fetch(image.uri)
         except Exception as error:
-            raise ExportError(f"image {image.key!r} cannot be read: {error}") from error
+            raise unreadable(image.key, error) from error
         if self.is_local:
             # Never into a file that is there: it could be a link, and so an original.
             with open(full, "xb") as file:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
-from labelmill.pipelines.exports.dataset import ExportError, ExportImage, Fetch
+from labelmill.pipelines.exports.dataset import ExportImage, Fetch, unreadable
 from labelmill.pipelines.exports.files import THREADS, WAITING
 
 
@@ -23,7 +23,7 @@ def with_bytes(images: Iterable[ExportImage], fetch: Fetch) -> Iterator[tuple[Ex
         try:
             return fetch(image.uri)
         except Exception as error:
-            raise ExportError(f"image {image.key!r} cannot be read: {error}") from error
+            raise unreadable(image.key, error) from error
 
     ahead: deque[tuple[ExportImage, Future[bytes]]] = deque()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="export") as pool:

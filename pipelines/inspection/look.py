@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from labelmill.operators.errors import OperatorError
 from labelmill.operators.wording import counted
 from labelmill.pipelines.config.pipeline import Pipeline
+from labelmill.pipelines.engine.foreseen import export_problems
 from labelmill.pipelines.errors import UserError
-from labelmill.pipelines.exports.foreseen import export_problems
 from labelmill.pipelines.run_folder.arrived import Arrived, arrived_line
 from labelmill.pipelines.sources import open_source
 from labelmill.pipelines.sources.uri import is_remote

@@ -15,7 +15,7 @@ from labelmill.pipelines.report.run_reader import Figures, RunReader, ShardView
 from labelmill.pipelines.run_folder.outcomes import reason_kind
 from labelmill.pipelines.steps import Input
 
-KINDS = ("dropped", "duplicate", "failed")
+KINDS = ("dropped", "duplicate", "failed", "undone")
 NAMES = (Input(None, "key", pa.string()), Input(None, "uri", pa.string()))
 
 
@@ -44,7 +44,7 @@ class Funnel:
                     "score": score, "threshold": threshold}  # fmt: skip
             names = [shard.column(name)[row].as_py() for name in NAMES]
             key = (position, reason_kind(kind, reason or "", *names))
-            if kind == "failed":
+            if kind in ("failed", "undone"):
                 self._failures[key] += 1
                 if len(self._failed) < FAILURES:
                     self._failed.append(told)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from labelmill.operators.wording import counted
 from labelmill.pipelines.engine.export_run import export_images
 from labelmill.pipelines.errors import UnfinishedRun, UserError, nearest
 from labelmill.pipelines.exports import exporter
@@ -77,23 +78,20 @@ def export_review(
         if details.fingerprint == fingerprint
     ]
     reviewed = read_decisions(layout.store, DECISIONS_FILE)
+    seen = frozenset(reviewed.column("image_id").to_pylist())
+    given = frozenset(image_id for ids in drawn for image_id in ids)
     try:
-        picks, kept = pick(
-            layout,
-            shards,
-            labels,
-            images,
-            random_images,
-            seed,
-            frozenset(reviewed.column("image_id").to_pylist()),
-            frozenset(image_id for ids in drawn for image_id in ids),
-        )
+        picks, kept = pick(layout, shards, labels, images, random_images, seed, seen, given)
+        again = not picks and bool(given - seen)
+        if again:  # tasks that were lost, or are wanted for another tool
+            picks, kept = pick(layout, shards, labels, images, random_images, seed, seen, given & seen)
         classes = export_classes(pipeline, layout, shards, open_source(pipeline.settings.source))
     except FileNotFoundError as error:
         raise UnfinishedRun(run) from error
+    told = f"{counted(len(seen), 'image has', 'images have')} been reviewed"
     if not picks:
-        seen = "every one it kept has been drawn and reviewed" if drawn or reviewed.num_rows else "it kept none"
-        raise UserError(f"the run {run} must have images to review but {seen}")
+        why = f"{told}, every one that it kept" if seen else "it kept none"
+        raise UserError(f"the run {run} must have images to review but {why}")
     content = [TOOLS[tool], labels.column, fingerprint, seed, classes, [[each.image_id, each.random] for each in picks]]
     details = Details(
         review=hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8],
@@ -132,7 +130,10 @@ def export_review(
         "with_reasons": sum(bool(each.reasons) for each in picks),
         "paths": [str(out / path) for path in (*summary.paths, MANIFEST)],
         "skipped": summary.skipped,
-        "notes": list(summary.notes),
+        "notes": [
+            *(["These were given out before and nobody has reviewed them yet; " + f"{told}."] if again else []),
+            *summary.notes,
+        ],
     }
 
 

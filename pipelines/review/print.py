@@ -27,6 +27,8 @@ def print_exported(found: dict[str, Any], console: Console) -> None:
     )
     for reason, count in found["skipped"].items():
         console.print(f"  {counted(count, 'label')} left out: {escape(reason)}")
+    for note in found["notes"]:
+        console.print(f"  {escape(note)}")
     for path in found["paths"]:
         console.print(f"  {escape(path)}")
     console.print("README.md beside them says how to load them; bring back with: labelmill review import FILE")

@@ -13,6 +13,7 @@ dot is as needed as the others. What follows from it (Liu et al. 2023, section 3
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -67,6 +68,18 @@ def clean(prompt: str) -> str:
 def phrases(ontology: Ontology) -> list[Phrase]:
     """See `operators.engines.detection.detector.phrases`."""
     return detector.phrases(ontology, clean, DROPPED)
+
+
+def check_phrases(ontology: Ontology) -> None:
+    """Refuse prompts that cannot be asked, as far as that is known without the vocabulary, which has no accents.
+
+    Raises:
+        OperatorError: See `phrases`; also where two classes differ by accents alone.
+    """
+    plain: dict[str, Phrase] = {}
+    for phrase in phrases(ontology):
+        text = "".join(char for char in unicodedata.normalize("NFD", phrase.text) if not unicodedata.combining(char))
+        refuse_collision(plain.setdefault(text, phrase), phrase, DROPPED)
 
 
 def build_captions(asked: Sequence[Phrase], tokeniser: Tokeniser, limit: int = 256) -> list[Caption]:

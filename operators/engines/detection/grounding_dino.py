@@ -198,4 +198,4 @@ def check_input(card: ModelCard, ontology: Ontology) -> None:
     given = card.section("preprocess", Preprocess)
     if given.short > given.long:
         raise ModelError(f"model card {card.name}: preprocess.short must be at most {given.long} but is {given.short}")
-    captions.phrases(ontology)
+    captions.check_phrases(ontology)

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from labelmill.operators.engines import pretrained
 from labelmill.operators.engines.detection import detector
 from labelmill.operators.engines.detection.detector import Answer, Phrase
+from labelmill.operators.engines.slim import import_open_clip
 from labelmill.operators.errors import OperatorError
 from labelmill.operators.models import weights
 from labelmill.operators.models.card import Dtype, ModelCard, ModelError
@@ -273,6 +274,7 @@ CLIP_A = [49406, 320, 49407]
 
 def _open_clip_tokenizer() -> Any:
     """transformers' tokenizer over the vocabulary that ships with open_clip."""
+    import_open_clip()
     from open_clip.tokenizer import SimpleTokenizer
     from transformers import CLIPTokenizer
 

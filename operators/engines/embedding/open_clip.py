@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from labelmill.operators.engines.slim import import_open_clip
 from labelmill.operators.errors import OperatorError
 from labelmill.operators.models import weights
 from labelmill.operators.models.card import Dtype, ModelCard, ModelError
@@ -88,6 +89,7 @@ def settings(card: ModelCard) -> Preprocess:
 
 def image_transform_of(given: Preprocess) -> Any:
     """open_clip's own transform for a `preprocess` section."""
+    import_open_clip()
     from open_clip.transform import image_transform
 
     return image_transform(given.size, False, given.mean, given.std, given.resize_mode, given.interpolation)
@@ -95,6 +97,7 @@ def image_transform_of(given: Preprocess) -> Any:
 
 def _geometry(given: Preprocess) -> list[Any]:
     """The steps of open_clip's transform that move pixels, for a uint8 tensor (3, height, width)."""
+    import_open_clip()
     from open_clip.transform import MaybeConvertMode, ResizeKeepRatio
     from torchvision import transforms
     from torchvision.transforms import v2
@@ -202,6 +205,7 @@ class TextEncoder:
     """
 
     def __init__(self, card: ModelCard) -> None:
+        import_open_clip()
         from open_clip import SimpleTokenizer
 
         text = model_config(card)["text_cfg"]
@@ -251,9 +255,10 @@ def build(card: ModelCard) -> Any:
     Raises:
         ModelError: Its sizes cannot be built, or the weights are missing, corrupt or of another model.
     """
+    config = model_config(card)
+    import_open_clip(timm="timm_model_name" in config["vision_cfg"])
     from open_clip.model import CLIP, CustomTextCLIP
 
-    config = model_config(card)
     cls = CustomTextCLIP if config.pop("custom_text", False) else CLIP
     seed = card.weights.random
     state = weights.read(card) if seed is None else None

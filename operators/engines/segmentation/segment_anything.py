@@ -276,3 +276,8 @@ class SegmentAnything(Prompted):
         """Of the resized image: height and width."""
         high, wide = self._resize.get_preprocess_shape(height, width, self._resize.target_length)
         return int(high), int(wide)
+
+
+def make(card: ModelCard, dtype: Dtype) -> SegmentAnything:
+    """The card's model, loaded; see `SegmentAnything`."""
+    return SegmentAnything(card, dtype)

@@ -289,3 +289,8 @@ class TransformersSam(Prompted):
             return self._side, self._side
         scale = self._side / max(height, width)
         return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def make(card: ModelCard, dtype: Dtype) -> TransformersSam:
+    """The card's model, loaded; see `TransformersSam`."""
+    return TransformersSam(card, dtype)

@@ -53,10 +53,10 @@ const charts = (() => {
   }
 
   function funnel(width) {
-    const kinds = ["left", "dropped", "duplicate", "failed"];
-    const colours = ["kept", "dropped", "duplicate", "failed"].map((name) => `var(--${name})`);
-    const start = {name: "source", left: data.funnel.images, dropped: 0, duplicate: 0, failed: 0};
-    const steps = data.funnel.steps.filter((step) => step.dropped + step.duplicate + step.failed > 0);
+    const kinds = ["left", "dropped", "duplicate", "failed", "undone"];
+    const colours = ["kept", "dropped", "duplicate", "failed", "undone"].map((name) => `var(--${name})`);
+    const start = {name: "source", left: data.funnel.images, dropped: 0, duplicate: 0, failed: 0, undone: 0};
+    const steps = data.funnel.steps.filter((step) => step.dropped + step.duplicate + step.failed + step.undone > 0);
     const end = {...start, name: "kept", left: data.funnel.steps.at(-1)?.left ?? data.funnel.images};
     const rows = [start, ...steps.map((step) => ({...step, name: step.step})), end];
     rows.forEach((row) => (row.told = number.format(row.left)));
@@ -150,7 +150,7 @@ const charts = (() => {
   }
 
   const hue = (place) => `hsl(${(place * 137.508) % 360} 62% var(--light))`;
-  const outcomes = ["kept", "dropped", "duplicate", "failed"];
+  const outcomes = ["kept", "dropped", "duplicate", "failed", "undone"];
 
   const clusterName = (cluster) => (cluster < 0 ? "in none" : [cluster, data.cluster_names[cluster]].filter((part) => part !== "" && part != null).join(" "));
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from labelmill.operators.applying.apply import Job, apply, apply_together
 from labelmill.operators.applying.bisect import bisect
+from labelmill.operators.applying.patience import Limits, Patience
 from labelmill.operators.applying.results import ContractError, step_schema, to_array
 from labelmill.operators.applying.shard_images import ShardImages
 from labelmill.operators.applying.worker import Worker
@@ -89,7 +90,8 @@ def test_halves_the_batch_for_good_when_memory_runs_out() -> None:
 
 
 def test_one_image_that_does_not_fit_into_memory_is_undone() -> None:
-    table = run(brightness(memory=0))
+    worker = Worker(brightness(memory=0), Patience(Limits(seconds=0)))
+    table, _ = apply(Job(worker, rows(), np.ones(COUNT, dtype=bool)), images())
     assert set(table.column("decision").to_pylist()) == {"undone"}
     assert "out of memory" in table.column("decision.reason")[0].as_py()
 

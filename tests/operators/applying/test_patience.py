@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +21,9 @@ from labelmill.operators.applying.shard_images import ShardImages
 from labelmill.operators.applying.worker import Worker
 from labelmill.operators.base import ImageOperator, OperatorParams
 from labelmill.operators.errors import RowError
-from labelmill.operators.images.decoded import DecodedImage
-from labelmill.operators.moment import MomentError
+from labelmill.operators.images.decoded import DecodedImage, decode
+from labelmill.operators.moment import MomentError, kind_of
+from labelmill.pipelines.sources import Fetcher
 from tests.drawing import encode, noise
 from tests.toys import Brightness
 
@@ -212,6 +216,43 @@ def test_a_picture_that_never_fits_is_undone_and_its_neighbours_are_not(clock: l
     assert [row["image_id"] for row in table.to_pylist() if row["decision"] == "undone"] == [5]
     assert sum(clock) < 1
     assert worker.watch.reason is None
+
+
+def test_too_few_descriptors_are_waited_for(tmp_path: Path) -> None:
+    """For real: every descriptor that this process may have is taken, and given back after a while."""
+    import resource
+
+    for uri, data in FILES.items():
+        (tmp_path / uri.rpartition("/")[2]).write_bytes(data)
+    uris = [str(tmp_path / uri.rpartition("/")[2]) for uri in FILES]
+    shard = ShardImages(uris, Fetcher())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    worker = Worker(Brightness(Brightness.Params()), Patience(Limits(seconds=30)))
+    job = Job(worker, ROWS, np.ones(COUNT, dtype=bool))
+
+    def give_back() -> None:
+        while taken:
+            os.close(taken.pop())
+
+    later = threading.Timer(0.8, give_back)
+    decode(FILES["mem/0"])  # what decoding imports is imported
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(RowError) as error:
+            shard.get(0)
+        assert kind_of(error.value) == "machine"
+        later.start()
+        table, _ = apply(job, shard)
+    finally:
+        later.join()
+        give_back()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert table.column("brightness").equals(UNDISTURBED.column("brightness"))
+    assert decisions(table) == {"kept": COUNT}
 
 
 # ---------------------------------------------------------------- a model that cannot be had

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -177,7 +178,9 @@ def test_a_server_that_asks_for_a_pause_gets_it(server: FlakyServer, undisturbed
     assert results("run") == undisturbed
 
 
-@pytest.mark.parametrize("where", ["inline", "local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "where", ["inline", *(pytest.param(name, marks=pytest.mark.slow) for name in ("local", "ray"))]
+)
 def test_a_dead_server_stops_the_run_and_the_command_goes_on_later(
     server: FlakyServer, undisturbed: dict[str, str], where: str
 ) -> None:
@@ -384,3 +387,57 @@ def test_another_process_does_the_shard_of_a_lost_gpu(where: str, always: bool) 
         return
     assert go(file, **{"inline": False, "workers": 2, where: True})["outcome"]["kept"] == 9
     assert Path("lost").exists()
+
+
+# ---------------------------------------------------------------- what is shown, and what is written out
+
+
+def test_the_report_counts_what_is_undone(server: FlakyServer) -> None:
+    server.trouble = lambda path, before: Answer() if path in ("/02.png", "/03.png") else None
+    go(write_pipeline(server), report=True)
+    page = Path("run/report.html").read_text()
+    assert '<div class="undone"><dt><i></i>undone</dt><dd>2</dd>' in page
+    server.trouble = lambda path, before: None
+    go("run.yaml", report=True)
+    assert 'class="undone"' not in Path("run/report.html").read_text(), "the page is of what is there now"
+
+
+def test_an_export_waits_for_images_that_are_away_too(server: FlakyServer, undisturbed: dict[str, str]) -> None:
+    asked_for_export: list[str] = []
+
+    def trouble(path: str, before: int) -> Answer | None:
+        if path == "/07.png" and before >= 1 and len(asked_for_export) < 6:
+            asked_for_export.append(path)
+            return Answer()
+        return None
+
+    server.trouble = trouble
+    go(write_pipeline(server), seconds=20)
+    assert len(asked_for_export) == 6
+    assert results("run") == undisturbed
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_the_order_of_outages_the_same_comes_out(
+    server: FlakyServer, undisturbed: dict[str, str], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs with random images away, by random kinds of outages, some of them stopped in the middle."""
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    chance = random.Random(seed)
+    kinds = [Answer(), Answer(429), Answer(500), Answer(cut=True), Answer(503, {"Retry-After": "60"})]
+    file, told = write_pipeline(server), []
+    for share in [*(chance.choice([0.05, 0.3, 0.9]) for _ in range(5)), 0.0]:
+        away = {path: chance.choice(kinds) for path in FILES if chance.random() < share}
+        server.trouble = lambda path, before, away=away: away.get(path)  # type: ignore[misc]
+        try:
+            summary = go(file, limits=Limits(0, keep_going=chance.random() < 0.3))
+        except (Outage, UserError) as error:
+            told.append(str(error))
+            continue
+        assert sum(summary["outcome"].values()) == IMAGES
+        assert summary["outcome"]["failed"] == 0
+        assert summary["outcome"]["undone"] <= len(away)
+    assert summary["outcome"]["undone"] == 0
+    assert all("run the same command again" in text for text in told)
+    assert results("run") == undisturbed
+    assert sorted(logged("bright.log")) == list(range(1, IMAGES + 1)), "nothing is done twice"
