@@ -12,14 +12,15 @@ from labelmill.operators.base import Needs, tuning
 from labelmill.operators.engines.image_text_to_text import answerer
 from labelmill.operators.engines.image_text_to_text.answerer import Reply, Requests
 from labelmill.operators.engines.image_text_to_text.json_answer import JsonAnswer
+from labelmill.operators.engines.registry import require
 from labelmill.operators.errors import RowError
-from labelmill.operators.models.card import ModelCard, require
+from labelmill.operators.models.card import ModelCard
 from labelmill.operators.models.operator import ModelOperator, ModelParams
 
 if TYPE_CHECKING:
     from labelmill.operators.images.decoded import DecodedImage
 
-AnswerCard = Annotated[ModelCard, AfterValidator(require("image-text-to-text", answerer.ENGINES))]
+AnswerCard = Annotated[ModelCard, AfterValidator(require("image-text-to-text"))]
 
 Choice = Annotated[str, Field(min_length=1, pattern=r"^\S(.*\S)?$")]
 

@@ -20,8 +20,9 @@ from labelmill.operators.columns.schemas import embedding
 from labelmill.operators.columns.vectors import Vectors, check_vectors
 from labelmill.operators.engines.embedding import encoder
 from labelmill.operators.engines.embedding.encoder import Template, class_texts
+from labelmill.operators.engines.registry import require
 from labelmill.operators.errors import OperatorError
-from labelmill.operators.models.card import ModelCard, require
+from labelmill.operators.models.card import ModelCard
 from labelmill.operators.models.weights import verify
 from labelmill.operators.ontology import Ontology
 
@@ -37,7 +38,7 @@ SAMPLE, LEAST_SAMPLE = 2**18, 2**12
 
 
 def _names_with(card: ModelCard | None) -> ModelCard | None:
-    return None if card is None else require("embedding", encoder.ENGINES)(card)
+    return None if card is None else require("embedding")(card)
 
 
 class Cluster(DatasetOperator):

@@ -19,25 +19,17 @@ from labelmill.operators.applying.memory import empty_accelerator_cache
 from labelmill.operators.base import tuning
 from labelmill.operators.columns.schemas import DETECTIONS, SIDES
 from labelmill.operators.detections.tiles import Tiles, Windows, merge
+from labelmill.operators.engines import registry
 from labelmill.operators.engines.detection.detector import Answer, Detector
-from labelmill.operators.engines.detection.grounding_dino import GroundingDino
-from labelmill.operators.engines.detection.groundingdino import OriginalGroundingDino
-from labelmill.operators.engines.detection.owlv2 import Owlv2
 from labelmill.operators.errors import OperatorError, RowError
-from labelmill.operators.models.card import Dtype, ModelCard, ModelError, require
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
 from labelmill.operators.models.operator import LabelOperator, ModelParams
 from labelmill.operators.ontology import Ontology
 
 if TYPE_CHECKING:
     from labelmill.operators.images.decoded import DecodedImage
 
-DETECTORS: dict[str, tuple[type[Detector], ...]] = {
-    "transformers": (GroundingDino, Owlv2),
-    "groundingdino": (OriginalGroundingDino,),
-}
-"""What a card's `engine` can build."""
-
-DetectionCard = Annotated[ModelCard, AfterValidator(require("detection", tuple(DETECTORS)))]
+DetectionCard = Annotated[ModelCard, AfterValidator(registry.require("detection"))]
 
 
 def detector(card: ModelCard) -> type[Detector]:
@@ -46,13 +38,8 @@ def detector(card: ModelCard) -> type[Detector]:
     Raises:
         ModelError: None knows its architecture.
     """
-    for found in DETECTORS[card.engine]:
-        if card.architecture in found.architectures:
-            return found
-    known = [name for each in DETECTORS[card.engine] for name in each.architectures]
-    raise ModelError(
-        f"model card {card.name}: architecture must be one of {', '.join(known)} but is {card.architecture}"
-    )
+    found: type[Detector] = registry.engine(card)
+    return found
 
 
 def refuse_missing(card: ModelCard) -> None:

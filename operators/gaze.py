@@ -12,15 +12,15 @@ from pydantic import AfterValidator, Field
 
 from labelmill.operators.base import tuning
 from labelmill.operators.columns.schemas import DETECTIONS, SIDES
-from labelmill.operators.engines.gaze import l2cs
+from labelmill.operators.engines.registry import engine, require
 from labelmill.operators.errors import RowError
-from labelmill.operators.models.card import ModelCard, require
+from labelmill.operators.models.card import ModelCard
 from labelmill.operators.models.operator import ModelOperator, ModelParams
 
 if TYPE_CHECKING:
     from labelmill.operators.images.decoded import DecodedImage
 
-GazeCard = Annotated[ModelCard, AfterValidator(require("gaze", ("l2cs",)))]
+GazeCard = Annotated[ModelCard, AfterValidator(require("gaze"))]
 
 
 GAZES = pa.list_(
@@ -86,10 +86,10 @@ class Gaze(ModelOperator):
 
     def check(self, columns: Mapping[str, pa.DataType]) -> None:
         super().check(columns)
-        l2cs.check(self.params.model)
+        engine(self.params.model).check(self.params.model)
 
     def load(self) -> None:
-        self._estimator = l2cs.GazeEstimator(self.params.model, self.params.dtype)
+        self._estimator = engine(self.params.model).make(self.params.model, self.params.dtype)
 
     def prepare(self, image: DecodedImage, row: Mapping[str, Any]) -> Item | None:
         detections = row[self.params.detections]

@@ -11,23 +11,20 @@ from pydantic import AfterValidator, Field
 
 from labelmill.operators.base import Needs, tuning
 from labelmill.operators.engines.embedding import encoder
-from labelmill.operators.engines.moderation import onnxruntime as open_nsfw
 from labelmill.operators.engines.moderation.moderator import Moderator, ZeroShot
+from labelmill.operators.engines.registry import engine, require
 from labelmill.operators.errors import OperatorError, RowError
-from labelmill.operators.models.card import ModelCard, require
+from labelmill.operators.models.card import ModelCard
 from labelmill.operators.models.operator import ModelOperator, ModelParams
 
 if TYPE_CHECKING:
     from labelmill.operators.images.decoded import DecodedImage
 
-CLASSIFIERS = ("onnxruntime",)
-"""Engines of cards for moderation."""
-
 
 def _usable(card: ModelCard) -> ModelCard:
     if card.task == "embedding":
-        return require("embedding", encoder.ENGINES)(card)
-    return require("moderation", CLASSIFIERS)(card)
+        return require("embedding")(card)
+    return require("moderation")(card)
 
 
 ModerationCard = Annotated[ModelCard, AfterValidator(_usable)]
@@ -79,7 +76,7 @@ class Moderate(ModelOperator):
         if self._asks:
             encoder.check(self.params.model, text=True)
             return
-        open_nsfw.check(self.params.model, self.params.dtype)
+        engine(self.params.model).check(self.params.model, self.params.dtype)
         for prompts in ("nsfw", "safe"):
             if prompts in self.params.model_fields_set:
                 raise OperatorError(
@@ -93,7 +90,7 @@ class Moderate(ModelOperator):
 
     def ready(self) -> None:
         if not self._asks:
-            open_nsfw.ready()
+            engine(self.params.model).ready()
         super().ready()
 
     def load(self) -> None:
@@ -101,7 +98,7 @@ class Moderate(ModelOperator):
         self._moderator: Moderator = (
             ZeroShot(given.model, given.dtype, given.nsfw, given.safe)
             if self._asks
-            else open_nsfw.OpenNsfw(given.model)
+            else engine(given.model).make(given.model)
         )
 
     def prepare(self, image: DecodedImage, row: Mapping[str, Any]) -> Any:

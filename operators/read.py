@@ -11,10 +11,11 @@ from pydantic import AfterValidator
 
 from labelmill.operators.base import Needs, tuning
 from labelmill.operators.columns.schemas import DETECTIONS, SIDES
+from labelmill.operators.engines.registry import require
 from labelmill.operators.engines.text import reader
 from labelmill.operators.engines.text.reader import Item, Word
 from labelmill.operators.errors import RowError
-from labelmill.operators.models.card import ModelCard, require
+from labelmill.operators.models.card import ModelCard
 from labelmill.operators.models.operator import ModelOperator, ModelParams
 from labelmill.operators.models.weights import verify
 
@@ -22,19 +23,11 @@ if TYPE_CHECKING:
     from labelmill.operators.images.decoded import DecodedImage
 
 
-def _finds_words(card: ModelCard) -> ModelCard:
-    engine = reader.TASKS.get(card.task)
-    if engine != card.engine:
-        wanted = " or ".join(f"for {task} with engine {engine}" for task, engine in reader.TASKS.items())
-        raise ValueError(f"must be a model card {wanted} but {card.name} is for {card.task} with engine {card.engine}")
-    return card
-
-
 def _reads_words(card: ModelCard | None) -> ModelCard | None:
-    return card if card is None else require(reader.RECOGNITION, ("doctr",))(card)
+    return card if card is None else require(reader.RECOGNITION)(card)
 
 
-ReadingCard = Annotated[ModelCard, AfterValidator(_finds_words)]
+ReadingCard = Annotated[ModelCard, AfterValidator(require(reader.DETECTION, reader.OCR))]
 RecognitionCard = Annotated[ModelCard | None, AfterValidator(_reads_words)]
 
 _BOX = [pa.field(side, pa.float32()) for side in SIDES]

@@ -12,17 +12,18 @@ from pydantic import AfterValidator, field_validator, model_validator
 
 from labelmill.operators.base import tuning
 from labelmill.operators.columns.schemas import DETECTIONS, SIDES
+from labelmill.operators.engines.registry import require
 from labelmill.operators.engines.segmentation import segmenter
 from labelmill.operators.engines.segmentation.masks import Mask
 from labelmill.operators.engines.segmentation.point_grid import Everything, detection
 from labelmill.operators.errors import RowError
-from labelmill.operators.models.card import ModelCard, require
+from labelmill.operators.models.card import ModelCard
 from labelmill.operators.models.operator import LabelOperator, ModelParams
 
 if TYPE_CHECKING:
     from labelmill.operators.images.decoded import DecodedImage
 
-SegmentationCard = Annotated[ModelCard, AfterValidator(require("segmentation", segmenter.ENGINES))]
+SegmentationCard = Annotated[ModelCard, AfterValidator(require("segmentation"))]
 
 MASK_BOX = pa.struct([pa.field(side, pa.float32()) for side in SIDES])
 """The extent of a mask, xyxy in pixels of the upright image; null where the mask is empty."""

@@ -16,9 +16,10 @@ from labelmill.operators.detections.crops import box_array, usable
 from labelmill.operators.engines.embedding import encoder
 from labelmill.operators.engines.embedding.encoder import Template
 from labelmill.operators.engines.image_text_to_text import answerer
+from labelmill.operators.engines.registry import require
 from labelmill.operators.errors import OperatorError, RowError
 from labelmill.operators.labels.second_opinions import NO, YES, Namer, Questioner, overlaps, questions
-from labelmill.operators.models.card import Dtype, ModelCard, require
+from labelmill.operators.models.card import Dtype, ModelCard
 from labelmill.operators.models.weights import verify as verify_weights
 from labelmill.operators.ontology import Ontology
 
@@ -29,11 +30,11 @@ Optional = ModelCard | None
 
 
 def _embeds(card: Optional) -> Optional:
-    return card if card is None else require("embedding", encoder.ENGINES)(card)
+    return card if card is None else require("embedding")(card)
 
 
 def _answers(card: Optional) -> Optional:
-    return card if card is None else require("image-text-to-text", answerer.ENGINES)(card)
+    return card if card is None else require("image-text-to-text")(card)
 
 
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,9 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from labelmill import ROOT
 from labelmill.operators.errors import OperatorError
+from labelmill.operators.models.engines import code
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 """Arithmetic of the model. `auto` is float32 on a CPU and float16 on a GPU."""
+
+OWN = "labelmill"
+"""As a card's package: labelmill itself, whose weights lie below `ROOT` wherever it is."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Section = TypeVar("Section", bound=BaseModel)
@@ -37,7 +40,7 @@ class Weights(BaseModel):
         hub: A Hugging Face repository, with the `revision` (a commit or tag) and the `file` in it.
         url: Anything fsspec opens, with the `sha256` it must have.
         path: A local file; in a card, relative to the card's folder.
-        package: An installed Python package that ships them, with the `file` in it.
+        package: An installed Python package that ships them, with the `file` in it; ``labelmill`` for its own.
         random: A seed. Weights are drawn, not trained: for tests.
         endpoint: The address of a server that has them and runs the model, such as ``http://localhost:8000/v1``.
         api_key_env: The environment variable that holds the endpoint's key. The key itself is nowhere in a card or run.
@@ -106,7 +109,7 @@ class ModelCard(BaseModel):
     Attributes:
         name: What a pipeline calls it; the file's stem unless the file says otherwise.
         task: What it does: embedding, detection, …
-        engine: The builder in `operators.engines`: open_clip, transformers, …
+        engine: The builder in `operators.engines`: open_clip, transformers, …; or one's own: ``module:name``.
         architecture: An open_clip model name, a transformers class, or what an endpoint calls the model.
         weights: Where its weights come from.
         config: Sizes of the model and other settings of the engine, where the architecture's name does not say them.
@@ -164,6 +167,8 @@ class ModelCard(BaseModel):
         else:
             identity = weights.model_dump(include={"hub", "revision", "file", "sha256", "extra_files"})
         known = self.model_dump(mode="json", include={"engine", "architecture", "config", "preprocess", "dtype"})
+        if (source := code(self.engine)) is not None:
+            known["code"] = source
         text = json.dumps({**known, "weights": identity}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -183,11 +188,12 @@ class ModelCard(BaseModel):
             raise ModelError(f"model card {self.name}: {_first(error, name)}") from error
 
 
-def load_card(path: str | Path) -> ModelCard:
+def load_card(path: str | Path, also: Path | None = None) -> ModelCard:
     """Read a model card.
 
     Args:
         path: A YAML file. A relative `weights.path` in it is relative to its folder.
+        also: Another folder that it is relative to if the file does not lie there.
 
     Raises:
         ModelError: It cannot be read, or does not describe a model; with the file and the key.
@@ -204,25 +210,13 @@ def load_card(path: str | Path) -> ModelCard:
     data.setdefault("name", path.stem)
     weights = data.get("weights")
     if isinstance(weights, dict) and isinstance(weights.get("path"), str):
-        data["weights"] = {**weights, "path": _portable(path.parent / weights["path"])}
+        beside = path.parent / weights["path"]
+        chosen = beside if also is None or beside.is_file() else also / weights["path"]
+        data["weights"] = {**weights, "path": _portable(chosen)}
     try:
         return ModelCard.model_validate(data)
     except ValidationError as error:
         raise ModelError(f"model card {path}: {_first(error)}") from error
-
-
-def require(task: str, engines: tuple[str, ...]) -> Callable[[ModelCard], ModelCard]:
-    """A pydantic validator that accepts only cards for a task that one of the engines can build."""
-
-    def check(card: ModelCard) -> ModelCard:
-        if card.task != task or card.engine not in engines:
-            wanted, one_of = f"for {task} with engine", " or ".join(engines)
-            raise ValueError(
-                f"must be a model card {wanted} {one_of} but {card.name} is for {card.task} with engine {card.engine}"
-            )
-        return card
-
-    return check
 
 
 def local_paths(card: ModelCard) -> list[Path]:
@@ -261,6 +255,8 @@ def _package(card: ModelCard) -> Path:
         ModelError: It is not installed.
     """
     name = str(card.weights.package)
+    if name == OWN:
+        return ROOT
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise ModelError(
@@ -270,7 +266,7 @@ def _package(card: ModelCard) -> Path:
 
 
 def _portable(path: Path) -> str:
-    """Relative to the checkout for a file inside it, else absolute."""
+    """Relative to the checkout for a file inside it, because workers may unpack that elsewhere; else absolute."""
     path = path.expanduser().resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 

@@ -153,7 +153,7 @@ def list_models() -> list[dict[str, Any]]:
                 "weights": weights.hub
                 or weights.url
                 or weights.path
-                or weights.package
+                or (weights.package and f"{weights.package}: {weights.file}")
                 or weights.endpoint
                 or f"random, seed {weights.random}",
                 "licence": card.licence,

@@ -1,4 +1,4 @@
-"""Commands about what pipelines are made of: operators, model cards, drawn images."""
+"""Commands about labelmill itself and what pipelines are made of: operators, model cards, drawn images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,27 @@ from typing import Annotated
 import typer
 
 from labelmill.pipelines.commands.options import AsJson, CardNames, OperatorName, console, show, user_errors
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as installed
+
+        try:
+            number = installed("labelmill")
+        except PackageNotFoundError:  # a working directory that Ray has shipped is run without being installed
+            number = "of a checkout that is not installed"
+        typer.echo(f"labelmill {number}")
+        raise typer.Exit
+
+
+def version(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Turn a pile of images into a clean, labelled dataset. A pipeline is one YAML file."""
 
 
 @user_errors

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labelmill import CONF
 from labelmill.operators.secrets import PLAIN, hide, keep_secret
 from labelmill.pipelines.errors import ConfigError, UserError, nearest
 
@@ -54,7 +55,7 @@ def read_yaml(name: str | os.PathLike[str], overrides: list[str] | None = None, 
     """Read a YAML mapping.
 
     Args:
-        name: A local path.
+        name: A local path; see `shipped`.
         overrides: ``a.b=value`` assignments. The first part is a key of the file or the name of a step.
         names: See `parse_yaml`.
 
@@ -62,7 +63,7 @@ def read_yaml(name: str | os.PathLike[str], overrides: list[str] | None = None, 
         UserError: There is no such file. ConfigError: It is no YAML mapping, an interpolation cannot be resolved or
             an override names nothing.
     """
-    path = Path(name)
+    path = shipped(name)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -73,6 +74,13 @@ def read_yaml(name: str | os.PathLike[str], overrides: list[str] | None = None, 
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name} cannot be read: {error}") from error
     return parse_yaml(str(name), text, overrides, names=names)
+
+
+def shipped(name: str | os.PathLike[str]) -> Path:
+    """A file, or where it is not there and is called ``conf/…``, the one of that name that comes with labelmill."""
+    path = Path(name)
+    own = CONF.joinpath(*path.parts[1:])
+    return own if path.parts[:1] == ("conf",) and own.is_file() and not path.exists() else path
 
 
 def parse_yaml(

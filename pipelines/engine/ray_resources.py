@@ -40,16 +40,24 @@ def cluster_resources(steps: Sequence[Step], gpu_memory_gb: float | None = None)
 def _nodes(node: str, job: str) -> tuple[Node, ...]:
     """The nodes as they are when a connection first asks: later its own workers may still hold some of it."""
     import ray
-    from ray._private.state import available_resources_per_node
 
-    free = available_resources_per_node()
+    free = _free()
     nodes = []
     for each in ray.nodes():
         has = free.get(each["NodeID"], each["Resources"]) if each["Alive"] else {}
         if has.get("CPU", 0) >= 1:
-            memory = has.get("memory", each["Resources"].get("memory", 0.0))
-            nodes.append(Node(has["CPU"], has.get("GPU", 0.0), memory / 1e9, each["NodeID"]))
+            nodes.append(Node(has["CPU"], has.get("GPU", 0.0), has.get("memory", 0.0) / 1e9, each["NodeID"]))
     return tuple(nodes)
+
+
+def _free() -> dict[str, dict[str, float]]:
+    """What nobody holds of each node, by its id; what is held entirely is not named. Empty where Ray does not tell."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    if ray.util.client.ray.is_connected():  # ray://…
+        return {}
+    return dict(available_resources_per_node())
 
 
 @lru_cache(maxsize=1)

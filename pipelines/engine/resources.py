@@ -87,9 +87,15 @@ def resources_here(workers: int | None = None, gpu_memory_gb: float | None = Non
 
 
 def _local_gpus(stated: float | None) -> tuple[float, float]:
-    """Number of GPUs and memory of the smallest in GB. Imports torch only where a driver is installed."""
+    """Number of GPUs and memory of the smallest in GB. Imports torch only where a driver is installed.
+
+    Where the memory is stated and CUDA_VISIBLE_DEVICES says which GPUs there are, they are taken at their word.
+    """
     import shutil
 
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if stated and visible is not None:
+        return float(sum(each.strip() not in ("", "-1") for each in visible.split(","))), stated
     if shutil.which("nvidia-smi") is None:
         return 0.0, 0.0
     import torch

@@ -84,7 +84,9 @@ def _origin(card: ModelCard) -> str:
         return f"{weights.hub} @ {weights.revision}"
     if weights.random is not None:
         return f"random, seed {weights.random}"
-    return str(weights.url or weights.endpoint or weights.package or weights.path)
+    if weights.package:
+        return f"{weights.package}: {weights.file}"
+    return str(weights.url or weights.endpoint or weights.path)
 
 
 def _versions() -> list[tuple[str, str]]:

@@ -253,7 +253,7 @@ class Models:
             started = time.monotonic()
             try:
                 verify(card)
-                part = load_part(card, self._settings, self)
+                part = load_part(card, self._settings, self.named)
             except OperatorError as error:
                 raise ApiError(404, f"the model {name} cannot be loaded: {error}") from error
             model = Model(card, Batcher(name, self._settings.wait, self._metrics), part, time.monotonic() - started)

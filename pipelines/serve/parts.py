@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from labelmill.operators.models.card import Dtype, ModelCard
 from labelmill.pipelines.serve.errors import ApiError
 from labelmill.pipelines.serve.settings import Settings
 from labelmill.pipelines.serve.work import OperatorWork, TextWork
-
-if TYPE_CHECKING:
-    from labelmill.pipelines.serve.models import Models
 
 TASKS = ("embedding", "detection", "segmentation", "text-detection", "ocr", "gaze", "image-text-to-text")
 """What the server can do something with."""
@@ -45,8 +43,13 @@ class Embedding:
         return self._texts
 
 
-def load_part(card: ModelCard, settings: Settings, models: Models) -> Any:
+def load_part(card: ModelCard, settings: Settings, named: Mapping[str, ModelCard]) -> Any:
     """Load a card's model.
+
+    Args:
+        card: Which.
+        settings: Of the server.
+        named: All cards of the server, by the names that requests call them.
 
     Returns:
         What works are made from: an `Embedding`, a `Detector`, an `Answerer`, or a loaded operator.
@@ -78,24 +81,24 @@ def load_part(card: ModelCard, settings: Settings, models: Models) -> Any:
     elif card.task in ("text-detection", "ocr"):
         from labelmill.operators.read import Read
 
-        operator = Read(Read.Params(model=card, recognition=_recognition(card, models), dtype=dtype))
+        operator = Read(Read.Params(model=card, recognition=_recognition(card, named), dtype=dtype))
     else:
         raise ApiError(404, f"model must be a card for one of {', '.join(TASKS)} but {card.name} is for {card.task}")
     operator.load()
     return operator
 
 
-def _recognition(card: ModelCard, models: Models) -> ModelCard | None:
+def _recognition(card: ModelCard, named: Mapping[str, ModelCard]) -> ModelCard | None:
     """The card that reads the words which this one finds; None for one that does both."""
     from labelmill.operators.engines.text import reader
 
-    if reader.TASKS.get(card.task) != "doctr":
+    if card.task != reader.DETECTION:
         return None
-    named = next((each for each in models.named.values() if each.task == reader.RECOGNITION), None)
-    if named is None:
+    found = next((each for each in named.values() if each.task == reader.RECOGNITION), None)
+    if found is None:
         raise ApiError(
             404,
             f"{card.name} finds words but reads none: start the server with a card for {reader.RECOGNITION} too, such "
             "as doctr-recognition-miniature",
         )
-    return named
+    return found

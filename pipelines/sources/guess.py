@@ -10,7 +10,7 @@ from labelmill.pipelines.sources.storage import Storage, Unavailable
 from labelmill.pipelines.sources.uri import is_http, is_remote, join
 
 if TYPE_CHECKING:
-    from labelmill.pipelines.sources.spec import Kind
+    from labelmill.pipelines.sources.kinds import Kind
 
 SNIFF = 4096
 

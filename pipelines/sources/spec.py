@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from labelmill.pipelines.sources.base import Sizes, Source
+from labelmill.pipelines.sources.kinds import KINDS, Kind
 from labelmill.pipelines.sources.uri import as_location, has_user
-
-Kind = Literal["folder", "coco", "yolo", "voc", "cvat", "label_studio", "parquet", "webdataset", "huggingface"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def _path_text(value: Any) -> Any:

@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +38,11 @@ def test_help_names_every_command() -> None:
     told = labelmill("--help").output
     for command in ("run", "plan", "check", "status", "explain", "evaluate", "search", "ops", "models", "world"):
         assert command in told
+
+
+def test_version() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    assert labelmill("--version").output == f"labelmill {project['version']}\n"
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ConfigDict, Field
 
 from labelmill.operators.engines.detection import captions
+from labelmill.operators.engines.detection.detector import Detector
 from labelmill.operators.engines.detection.grounding_dino import GroundingDino, Sizes, check_input
 from labelmill.operators.engines.detection.grounding_dino_model import Vocabulary, remember_texts
+from labelmill.operators.engines.registry import by_architecture
 from labelmill.operators.models import weights
 from labelmill.operators.models.card import ModelCard, ModelError
 from labelmill.operators.models.device import seeded
@@ -68,6 +70,12 @@ class OriginalGroundingDino(GroundingDino):
     def _look(self, pixels: torch.Tensor, caption: captions.Caption) -> tuple[torch.Tensor, torch.Tensor]:
         outputs = self.model(self._images.show(pixels), captions=[caption.ids] * len(pixels))
         return outputs["pred_logits"], outputs["pred_boxes"]
+
+
+def engine_of(card: ModelCard) -> type[Detector]:
+    """The detector that a card is for; see `by_architecture`."""
+    found: type[Detector] = by_architecture(card, (OriginalGroundingDino,))
+    return found
 
 
 def build(card: ModelCard, tokenizer: Any) -> Any:

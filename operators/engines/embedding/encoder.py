@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Annotated, Any, Protocol
 
 import numpy as np
 from pydantic import AfterValidator
 
-from labelmill.operators.models.card import Dtype, ModelCard, ModelError, require
+from labelmill.operators.engines.registry import engine, require
+from labelmill.operators.models.card import Dtype, ModelCard
 from labelmill.operators.ontology import Ontology
 
-ENGINES = ("open_clip", "transformers")
-"""Engines of cards for embedding."""
-
-EmbeddingCard = Annotated[ModelCard, AfterValidator(require("embedding", ENGINES))]
+EmbeddingCard = Annotated[ModelCard, AfterValidator(require("embedding"))]
 """A card that `embed` can use, and if its model reads text, `classify` and `moderate` too."""
 
 
@@ -71,15 +68,15 @@ def check(card: ModelCard, text: bool = False) -> None:
     Raises:
         ModelError: Its architecture or a section does not fit, or it has no text side that could be used.
     """
-    engine = _engine(card)
-    engine.check(card)
+    built_by = engine(card)
+    built_by.check(card)
     if text:
-        engine.check_text(card)
+        built_by.check_text(card)
 
 
 def dimensions(card: ModelCard) -> int:
     """Length of the model's vectors; loads nothing."""
-    length: int = _engine(card).dimensions(card)
+    length: int = engine(card).dimensions(card)
     return length
 
 
@@ -89,7 +86,7 @@ def image_encoder(card: ModelCard, dtype: Dtype = "auto") -> ImageEncoder:
     Raises:
         ModelError: The weights are missing, corrupt or of another model.
     """
-    encoder: ImageEncoder = _engine(card).image_encoder(card, dtype)
+    encoder: ImageEncoder = engine(card).image_encoder(card, dtype)
     return encoder
 
 
@@ -99,7 +96,7 @@ def text_encoder(card: ModelCard) -> TextEncoder:
     Raises:
         ModelError: It has none, or its weights or tokenizer are missing, corrupt or of another model.
     """
-    encoder: TextEncoder = _engine(card).text_encoder(card)
+    encoder: TextEncoder = engine(card).text_encoder(card)
     return encoder
 
 
@@ -119,19 +116,6 @@ def class_vectors(encoder: TextEncoder, classes: Sequence[Sequence[str]]) -> np.
     )
     normalised: np.ndarray = means / np.linalg.norm(means, axis=1, keepdims=True)
     return normalised
-
-
-def _engine(card: ModelCard) -> ModuleType:
-    """The module that builds the card; neither of them imports its library before it is used."""
-    if card.engine == "open_clip":
-        from labelmill.operators.engines.embedding import open_clip
-
-        return open_clip
-    if card.engine == "transformers":
-        from labelmill.operators.engines.embedding import transformers as image_features
-
-        return image_features
-    raise ModelError(f"model card {card.name}: engine must be {' or '.join(ENGINES)} but is {card.engine}")
 
 
 def _has_slot(template: str) -> str:

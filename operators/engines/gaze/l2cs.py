@@ -214,3 +214,8 @@ def _span(low: float, high: float, length: int) -> tuple[float, float]:
         return low, high
     low = min(max((low + high - 1) / 2, 0.0), length - 1.0)
     return low, low + 1
+
+
+def make(card: ModelCard, dtype: Dtype) -> GazeEstimator:
+    """The card's model, loaded; see `GazeEstimator`."""
+    return GazeEstimator(card, dtype)

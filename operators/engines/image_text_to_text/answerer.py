@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from labelmill.operators.engines.registry import engine
 from labelmill.operators.errors import RowError
-from labelmill.operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.models.card import Dtype, ModelCard
 
 if TYPE_CHECKING:
     from labelmill.operators.images.decoded import DecodedImage
-
-ENGINES = ("transformers", "openai")
-"""Engines of cards for image-text-to-text."""
 
 NOT_FINITE = "the model gave scores that are not finite; try dtype: float32 or bfloat16"
 
@@ -110,7 +107,7 @@ def check(card: ModelCard, prompt: str, choices: Sequence[str] | None, schema: M
         ModelError: Its architecture or a section does not fit.
         OperatorError: The prompt, choices or schema do not fit the model.
     """
-    _engine(card).check(card, prompt, choices, schema)
+    engine(card).check(card, prompt, choices, schema)
 
 
 def answerer(card: ModelCard, dtype: Dtype = "auto", requests: Requests | None = None) -> Answerer:
@@ -120,22 +117,5 @@ def answerer(card: ModelCard, dtype: Dtype = "auto", requests: Requests | None =
         ModelError: The weights or the files beside them are missing, corrupt or of another model, or an endpoint's key
             is not set.
     """
-    made: Answerer = _engine(card).make(card, dtype, requests or Requests())
+    made: Answerer = engine(card).make(card, dtype, requests or Requests())
     return made
-
-
-def _engine(card: ModelCard) -> ModuleType:
-    """The module that builds the card; none of them imports its library before it is used."""
-    if card.engine == "openai":
-        from labelmill.operators.engines.image_text_to_text import openai as openai_endpoint
-
-        return openai_endpoint
-    if card.engine == "transformers" and card.architecture == "Florence2ForConditionalGeneration":
-        from labelmill.operators.engines.image_text_to_text import florence2
-
-        return florence2
-    if card.engine == "transformers":
-        from labelmill.operators.engines.image_text_to_text import transformers as image_text_to_text
-
-        return image_text_to_text
-    raise ModelError(f"model card {card.name}: engine must be {' or '.join(ENGINES)} but is {card.engine}")

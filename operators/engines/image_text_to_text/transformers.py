@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     import torch
 
     from labelmill.operators.images.decoded import DecodedImage
+
+
+def engine_of(card: ModelCard) -> Any:
+    """This module; for Florence-2, which is asked in a way of its own, the one that knows it."""
+    if card.architecture == "Florence2ForConditionalGeneration":
+        from labelmill.operators.engines.image_text_to_text import florence2
+
+        return florence2
+    return sys.modules[__name__]
 
 
 def check(card: ModelCard, prompt: str, choices: Sequence[str] | None, schema: Mapping[str, Any] | None) -> None:

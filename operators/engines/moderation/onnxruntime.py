@@ -118,3 +118,8 @@ def _session(card: ModelCard, path: Path) -> Any:
             f"{shapes[0]} and gives {shapes[1]}"
         )
     return session
+
+
+def make(card: ModelCard) -> OpenNsfw:
+    """The card's model, loaded; see `OpenNsfw`."""
+    return OpenNsfw(card)

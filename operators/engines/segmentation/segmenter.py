@@ -7,13 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from labelmill.operators.engines.segmentation import segment_anything
-from labelmill.operators.engines.segmentation import transformers as sam_transformers
+from labelmill.operators.engines.registry import engine
 from labelmill.operators.engines.segmentation.masks import Mask
 from labelmill.operators.models.card import Dtype, ModelCard, ModelError
-
-ENGINES = ("segment_anything", "transformers")
-"""What a card's `engine` may be."""
 
 
 class Segmenter(Protocol):
@@ -64,20 +60,37 @@ class Segmenter(Protocol):
         """
         ...
 
+    def decode_labelled(
+        self, embedded: Any, points: np.ndarray, labels: np.ndarray, height: int, width: int
+    ) -> list[Mask | None]:
+        """The masks of what several points together could mean.
+
+        Args:
+            embedded: What `encode` gave for the image.
+            points: float32 (k, 2), xy in pixels of the image, k ≥ 1.
+            labels: int (k,): 1 for a point on the object, 0 for one beside it.
+            height: Of the image, in pixels.
+            width: Of the image, in pixels.
+
+        Returns:
+            All of them; None for one whose logits are not finite.
+        """
+        ...
+
 
 def check(card: ModelCard, points: bool = False) -> None:
     """Refuse a card that its engine cannot build, without loading anything.
 
     Args:
-        card: Whose engine is one of `ENGINES`.
+        card: A card for segmentation.
         points: Whether it must take points, not only boxes.
 
     Raises:
         ModelError: The architecture is unknown, or a section has an unknown key or values that do not fit together.
     """
-    engine = sam_transformers if card.engine == "transformers" else segment_anything
-    engine.check(card)
-    if points and engine.masks_of_point(card) < 1:
+    built_by = engine(card)
+    built_by.check(card)
+    if points and built_by.masks_of_point(card) < 1:
         raise ModelError(
             f"model card {card.name} must take points but knows boxes only (num_multimask_outputs is 0); "
             f"segment from detections, or use a card such as sam-vit-b"
@@ -90,6 +103,5 @@ def load(card: ModelCard, dtype: Dtype = "auto") -> Segmenter:
     Raises:
         ModelError: The card cannot be built, or the weights are missing, corrupt or of another model.
     """
-    if card.engine == "transformers":
-        return sam_transformers.TransformersSam(card, dtype)
-    return segment_anything.SegmentAnything(card, dtype)
+    made: Segmenter = engine(card).make(card, dtype)
+    return made

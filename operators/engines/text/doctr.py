@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labelmill.operators.engines.text import doctr_model
-from labelmill.operators.engines.text.reader import Item, Word, inside
-from labelmill.operators.models.card import Dtype, ModelCard
+from labelmill.operators.engines.text.reader import RECOGNITION, Item, Word, inside
+from labelmill.operators.models.card import Dtype, ModelCard, ModelError
 from labelmill.operators.models.device import inference, pick_device, pick_dtype
 
 if TYPE_CHECKING:
@@ -123,3 +123,28 @@ class Doctr:
             for number, line in enumerate(lines)
             for word in line.words
         ]
+
+
+def check_cards(model: ModelCard, recognition: ModelCard | None, dtype: Dtype) -> None:
+    """Refuse cards that do not go together, or that this engine does not understand; loads nothing.
+
+    Raises:
+        ModelError: What must be, and what is.
+    """
+    for card in (model, _with_recognition(model, recognition)):
+        doctr_model.check(card)
+
+
+def make(model: ModelCard, recognition: ModelCard | None, dtype: Dtype) -> Doctr:
+    """The cards' model, loaded; see `Doctr`."""
+    return Doctr(model, _with_recognition(model, recognition), dtype)
+
+
+def _with_recognition(model: ModelCard, recognition: ModelCard | None) -> ModelCard:
+    if recognition is None:
+        raise ModelError(
+            f"recognition must name a {RECOGNITION} card, such as doctr-parseq-multilingual, because {model.name} only "
+            "finds words, but is not given",
+            ("recognition",),
+        )
+    return recognition

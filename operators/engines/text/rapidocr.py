@@ -238,3 +238,22 @@ def _padded(pixels: np.ndarray) -> np.ndarray:
     height, width = pixels.shape[:2]
     below, right = max(0, -(-width // WIDE) - height), max(0, -(-height // TALL) - width)
     return np.pad(pixels, ((0, below), (0, right), (0, 0))) if below or right else pixels
+
+
+def check_cards(model: ModelCard, recognition: ModelCard | None, dtype: Dtype) -> None:
+    """Refuse cards that do not go together, or that this engine does not understand; loads nothing.
+
+    Raises:
+        ModelError: What must be, and what is.
+    """
+    if recognition is not None:
+        raise ModelError(
+            f"recognition must not be given with {model.name}, which reads by itself, but is {recognition.name}",
+            ("recognition",),
+        )
+    check(model, dtype)
+
+
+def make(model: ModelCard, recognition: ModelCard | None, dtype: Dtype) -> RapidOcr:
+    """The card's model, loaded; see `RapidOcr`."""
+    return RapidOcr(model)

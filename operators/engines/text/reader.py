@@ -8,15 +8,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from labelmill.operators.models.card import Dtype, ModelCard, ModelError
+from labelmill.operators.engines.registry import engine
+from labelmill.operators.models.card import Dtype, ModelCard
 
 DETECTION = "text-detection"
 RECOGNITION = "text-recognition"
 OCR = "ocr"
 """Tasks of cards: find words, read words, or both."""
-
-TASKS = {DETECTION: "doctr", OCR: "rapidocr"}
-"""The engine for each task of a card that `read` takes as its `model`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,26 +88,7 @@ def check(model: ModelCard, recognition: ModelCard | None, dtype: Dtype) -> None
     Raises:
         ModelError: What must be, and what is.
     """
-    if model.engine == "rapidocr":
-        from labelmill.operators.engines.text import rapidocr
-
-        if recognition is not None:
-            raise ModelError(
-                f"recognition must not be given with {model.name}, which reads by itself, but is {recognition.name}",
-                ("recognition",),
-            )
-        rapidocr.check(model, dtype)
-        return
-    from labelmill.operators.engines.text import doctr_model
-
-    if recognition is None:
-        raise ModelError(
-            f"recognition must name a {RECOGNITION} card, such as doctr-parseq-multilingual, because {model.name} only "
-            "finds words, but is not given",
-            ("recognition",),
-        )
-    for card in (model, recognition):
-        doctr_model.check(card)
+    engine(model).check_cards(model, recognition, dtype)
 
 
 def build(model: ModelCard, recognition: ModelCard | None, dtype: Dtype) -> Reader:
@@ -119,10 +98,5 @@ def build(model: ModelCard, recognition: ModelCard | None, dtype: Dtype) -> Read
         ModelError: As `check`; or weights are missing, corrupt or of another model.
     """
     check(model, recognition, dtype)
-    if recognition is None:
-        from labelmill.operators.engines.text.rapidocr import RapidOcr
-
-        return RapidOcr(model)
-    from labelmill.operators.engines.text.doctr import Doctr
-
-    return Doctr(model, recognition, dtype)
+    made: Reader = engine(model).make(model, recognition, dtype)
+    return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,15 @@ def test_this_machine_is_read_without_ray() -> None:
     here = resources_here(workers=3)
     assert here.cpus == 3 and here.memory_gb > 0
     assert here.machines == (Node(3.0, here.gpus, here.memory_gb),)
+
+
+@pytest.mark.parametrize(("visible", "gpus"), [("0,1", 2), ("MIG-5e0c", 1), ("", 0), ("-1", 0)])
+def test_gpus_whose_memory_is_stated_are_counted_without_a_driver(
+    monkeypatch: pytest.MonkeyPatch, visible: str, gpus: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert resources_here(4, gpu_memory_gb=10).gpus == gpus
+    monkeypatch.setenv("LABELMILL_GPU_MEMORY_GB", "20")
+    here = resources_here(4)
+    assert (here.gpus, here.gpu_memory_gb) == (gpus, 20)
