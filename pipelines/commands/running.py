@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 from typing import Annotated
@@ -73,6 +72,7 @@ def run(
     from labelmill.pipelines.config.pipeline import load_pipeline
     from labelmill.pipelines.engine.local import end_early, prepare, start_early
     from labelmill.pipelines.engine.outages import EXIT_UNDONE, undone_line
+    from labelmill.pipelines.engine.runners import cluster_is_named
     from labelmill.pipelines.engine.terminal import TerminalReporter
     from labelmill.pipelines.run import Options
     from labelmill.pipelines.run import run as run_pipeline
@@ -95,7 +95,7 @@ def run(
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as a person's
     try:
-        if not (inline or ray or address or os.environ.get("RAY_ADDRESS")):
+        if not (inline or ray or address or (cluster_is_named() and not local)):
             start_early()
         loaded = load_pipeline(pipeline, set_)
         prepare(loaded.steps)

@@ -55,8 +55,8 @@ def main() -> None:
                     _end_with_parent()
                     _work(parent, job, *values)
         elif order == "work":
-            threading.Thread(target=_end_at_eof, args=(orders,), daemon=True).start()
             with Connection(recv_handle(orders)) as parent:
+                threading.Thread(target=_end_at_eof, args=(orders,), daemon=True).start()
                 _work(parent, job, *values)
 
 

@@ -92,7 +92,7 @@ def runner_for(options: Options, steps: Sequence[Step], shards: int, reporter: R
         shards: For which there is something to be done.
         reporter: Told.
     """
-    if options.ray or options.address or (os.environ.get("RAY_ADDRESS") and not (options.inline or options.local)):
+    if options.ray or options.address or (cluster_is_named() and not (options.inline or options.local)):
         _no_early_processes()
         with _ray(options, reporter) as runner:
             yield runner
@@ -108,6 +108,11 @@ def runner_for(options: Options, steps: Sequence[Step], shards: int, reporter: R
         return
     with _local(options, resources, reporter) as runner:
         yield runner
+
+
+def cluster_is_named() -> bool:
+    """Whether the environment names a Ray cluster, as it does in a job of one."""
+    return any(os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"))
 
 
 def _no_early_processes() -> None:

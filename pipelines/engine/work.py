@@ -19,6 +19,7 @@ from labelmill.operators.applying.patience import Patience
 from labelmill.operators.applying.shard_images import ShardImages
 from labelmill.operators.applying.worker import Worker
 from labelmill.operators.errors import OperatorError
+from labelmill.operators.moment import kind_of
 from labelmill.pipelines.engine.outages import Outage, stopped
 from labelmill.pipelines.engine.provisional import Earlier, earlier, is_provisional, is_undone
 from labelmill.pipelines.engine.receipts import Loading, OnNews, Partial, Receipt, receipt_of
@@ -193,6 +194,8 @@ def load(step: Step) -> None:
         try:
             step.operator.load()
         except OperatorError as error:
+            if kind_of(error) is not None:
+                raise
             raise UserError(f"step {step.name!r}: {error}") from error
 
 

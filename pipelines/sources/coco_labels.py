@@ -206,7 +206,7 @@ def _extra(annotation: Record, name: str, area: float, frame: Frame | None, note
     said = found.pop("area", None)
     is_area = isinstance(said, (int, float)) and not isinstance(said, bool) and 0 < said < float("inf")
     still = frame is None or frame.turned == frame.upright  # an area of scaled labels is another one
-    if is_area and still and abs(said - area) > 1e-3 * area:  # type: ignore[operator]
+    if is_area and still and abs(said - area) > 1e-6 * area:  # type: ignore[operator]
         found["area"] = said
     if frame is not None and not frame.is_upright:
         lost = sorted(set(found) & PLACED)

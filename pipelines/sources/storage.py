@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
-from labelmill.operators.moment import retry_after
+from labelmill.operators.moment import kind_of, retry_after
 from labelmill.operators.wording import counted
 from labelmill.pipelines.sources.base import SourceError
 from labelmill.pipelines.sources.uri import REMOTE, base_name, is_http, is_remote, parent, protocol
@@ -135,22 +135,30 @@ class Storage:
         return not is_http(location) and bool(self.ask(location, lambda system, path: system.isdir(path)))
 
     def is_file(self, location: str) -> bool:
-        """Whether the location is a file."""
+        """Whether the location is a file. Raises: Unavailable, where that cannot be known for the moment."""
         try:
             self.info(location)
-        except (Missing, Unavailable):
+        except Unavailable as error:
+            if kind_of(error) is not None:
+                raise
             return False
         return True
 
     def names(self, folder: str) -> list[str]:
-        """Names directly in a folder, sorted; none when it is not there or cannot be listed."""
+        """Names directly in a folder, sorted; none when it is not there or may not be listed.
+
+        Raises:
+            Unavailable: It cannot be listed for the moment.
+        """
         try:
             if not is_remote(folder):
                 return sorted(os.listdir(folder))
             if is_http(folder):
                 return []
             found = self.ask(folder, lambda system, path: system.ls(path.rstrip("/"), detail=False))
-        except (OSError, ValueError, Unavailable):
+        except (OSError, ValueError, Unavailable) as error:
+            if kind_of(error) is not None:
+                raise error if isinstance(error, Unavailable) else Unavailable(f"{folder}: {error}") from error
             return []
         return sorted(base_name(name) for name in found)
 
@@ -179,12 +187,18 @@ class Storage:
         part, above = location.rstrip("/"), parent(location)
         while above not in ("/", "") and "://" not in above[-4:] and not self._is_folder_quietly(above):
             part, above = above, parent(above)
-        near = difflib.get_close_matches(base_name(part), self.names(above), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(base_name(part), self._names_quietly(above), n=1, cutoff=0.5)
         if near:
             return SourceError(f"{message}; did you mean {above.rstrip('/')}/{near[0]}?")
         if part != location.rstrip("/"):
             return SourceError(f"{message}: there is no {base_name(part)!r} in {above}")
         return SourceError(message)
+
+    def _names_quietly(self, folder: str) -> list[str]:
+        try:
+            return self.names(folder)
+        except Unavailable:
+            return []
 
     def _is_folder_quietly(self, location: str) -> bool:
         try:

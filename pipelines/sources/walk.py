@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from labelmill.operators.moment import kind_of
 from labelmill.pipelines.sources.base import SourceError
 from labelmill.pipelines.sources.storage import Storage, local_version, remote_info
 from labelmill.pipelines.sources.uri import is_http, is_remote, protocol
@@ -40,7 +41,7 @@ def image_suffixes() -> frozenset[str]:
     from PIL import Image, ImageFile
 
     Image.init()
-    readable = set(HEIF_SUFFIXES)
+    readable = {*HEIF_SUFFIXES, ".mpo"}  # two views in one JPEG, which Pillow opens as one
     for suffix, kind in Image.registered_extensions().items():
         factory = Image.OPEN[kind][0] if kind in Image.OPEN else None
         stub = isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
@@ -120,6 +121,7 @@ def _walk_local(root: str, report: Callable[[str], None]) -> Iterator[Found]:
             except OSError as error:
                 if not folder:
                     raise SourceError(f"the folder {root} cannot be listed: {error.strerror}") from error
+                _stop_if_it_passes(error, path)
                 report(f"the folder {path} cannot be listed: {error.strerror}")
 
 
@@ -142,4 +144,13 @@ def _files(
             elif entry.is_symlink():
                 yield Found(name, start + name, None, "this is a link that leads nowhere")
         except OSError as error:
+            _stop_if_it_passes(error, start + name)
             yield Found(name, start + name, None, f"this file cannot be examined: {error.strerror}")
+
+
+def _stop_if_it_passes(error: OSError, path: str) -> None:
+    """Images that cannot be seen for the moment would be taken for images that are gone."""
+    if kind_of(error) is not None:
+        raise SourceError(
+            f"{path} cannot be looked at: {error.strerror}; when it can, run the same command again"
+        ) from error

@@ -1,6 +1,6 @@
 """The whole mill against a bare loop of the same operators on the same cores: images/s, start-up and peak memory.
 
-    python -m tests.benchmarks.mill [--images 5000] [--rounds 3] [--large 50000]
+    python -m tests.benchmarks.mill [--images 5000] [--rounds 3] [--large 50000] [--runner local]
 
 Each round runs the bare loop and then `labelmill run`, so that a machine that speeds up or slows down does so for both;
 what counts is the ratio. The rate of the mill is taken once it has started: from the moment that the first shard is
@@ -103,15 +103,12 @@ def time_bare_loop(folder: Path, processes: int) -> float:
         return count / (time.perf_counter() - started)
 
 
-def time_mill(pipeline: Path, output: Path, workers: int, watch: bool = False) -> dict[str, float]:
+def time_mill(pipeline: Path, output: Path, workers: int, runner: str, watch: bool = False) -> dict[str, float]:
     """Images per second once started, seconds of start-up and in all of `labelmill run`; its peak memory if watched."""
     shutil.rmtree(output, ignore_errors=True)
     began = time.time()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "labelmill", "run", str(pipeline), "--workers", str(workers), f"--set=output={output}"],
-        cwd=CHECKOUT,
-        stdout=subprocess.DEVNULL,
-    )
+    command = [sys.executable, "-m", "labelmill", "run", str(pipeline), f"--{runner}", f"--workers={workers}"]
+    process = subprocess.Popen([*command, f"--set=output={output}"], cwd=CHECKOUT, stdout=subprocess.DEVNULL)
     peak = watch_memory(process.pid) if watch else lambda: 0.0
     if process.wait() != 0:
         raise SystemExit("labelmill run failed")
@@ -188,6 +185,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--large", type=int, default=50000, help="images of the memory run; 0 to leave it out")
+    parser.add_argument("--runner", choices=["local", "ray", "inline"], default="local")
     options = parser.parse_args()
     cores = len(psutil.Process().cpu_affinity())
     with tempfile.TemporaryDirectory(prefix="labelmill-bench-") as name:
@@ -200,7 +198,7 @@ def main() -> None:
         print(f"{options.images} JPEGs of 640x480, shards of {SHARD}, inspect + embed (clip-random, batch {BATCH})")
         for number in range(options.rounds):
             bare = time_bare_loop(work / "images", cores)
-            mill = time_mill(pipeline, work / "run", cores)
+            mill = time_mill(pipeline, work / "run", cores, options.runner)
             ratios.append(mill["rate"] / bare)
             print(
                 f"round {number + 1}: bare {bare:.1f}/s, mill {mill['rate']:.1f}/s, ratio {ratios[-1]:.3f}, "
@@ -210,9 +208,9 @@ def main() -> None:
         print(f"median ratio {statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f})")
         if options.large:
             repeat(work / "images", work / "large", options.large // options.images)
-            small = time_mill(pipeline, work / "run", cores, watch=True)["peak_mb"]
+            small = time_mill(pipeline, work / "run", cores, options.runner, watch=True)["peak_mb"]
             pipeline = write_pipeline(work / "large.yaml", work / "large")
-            large = time_mill(pipeline, work / "run-large", cores, watch=True)["peak_mb"]
+            large = time_mill(pipeline, work / "run-large", cores, options.runner, watch=True)["peak_mb"]
             print(
                 f"peak memory: {small:.0f} MB at {options.images} images, {large:.0f} MB at {options.large}, ", end=""
             )

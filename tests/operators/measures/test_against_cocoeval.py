@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def drawn(seed: int) -> tuple[Labels, Labels]:
     return truth, found
 
 
-def plainly(folder: Path, truth: Labels, found: Labels, by: str) -> list[float]:
+def plainly(folder: Path, truth: Labels, found: Labels, by: str, images: Sequence[int] = (3, 1, 2)) -> list[float]:
     """What COCOeval sums up of a truth file and a file of results for boxes, or for masks."""
     from pycocotools import mask
     from pycocotools.coco import COCO
@@ -84,9 +85,9 @@ def plainly(folder: Path, truth: Labels, found: Labels, by: str) -> list[float]:
     for number, each in enumerate(truth, 1):
         size = each.get("area", float(mask.area(each["segmentation"])))
         annotations.append({**each, "id": number, "area": size})
-    images = [{"id": image, "height": HEIGHT, "width": WIDTH} for image in (3, 1, 2)]
+    listed = [{"id": image, "height": HEIGHT, "width": WIDTH} for image in images]
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)]
-    document = {"info": {}, "images": images, "categories": categories, "annotations": annotations}
+    document = {"info": {}, "images": listed, "categories": categories, "annotations": annotations}
     (folder / "truth.json").write_text(json.dumps(document))
     other = "segmentation" if by == "bbox" else "bbox"
     results = [{key: value for key, value in each.items() if key != other} for each in found]

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from labelmill.pipelines.config.pipeline import load_pipeline
+from labelmill.pipelines.engine import ray_tasks
 from labelmill.pipelines.engine.terminal import TerminalReporter
 from labelmill.pipelines.run import Options, run
 from tests.drawing import folder_of_images
@@ -51,3 +52,26 @@ def test_a_part_that_fails_ends_the_run_with_its_own_words() -> None:
         go(Options(workers=2, ray=True), "spread", fail=3)
     assert not list(Path("spread").glob("steps/*/*.parquet"))
     assert not [path for path in Path("spread").iterdir() if path.name.startswith(".tmp-")]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "free", "width"),
+    [
+        (True, [4.0], 4),
+        (True, [0.0, 0.5, 1.0], 4),
+        (True, [0.0], 16),
+        (False, [4.0], 16),
+    ],
+    ids=["free", "given back", "held by others", "not wanted"],
+)
+def test_parts_take_gpus_that_are_free_and_else_cpus(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, free: list[float], width: int
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray_tasks, "WAIT_SECONDS", 0.7)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 4.0})
+    seen = iter([*free, *[free[-1]] * 100])
+    monkeypatch.setattr(ray, "available_resources", lambda: {"GPU": next(seen)})
+    tasks = ray_tasks.RayTasks("folder", gpu)
+    assert tasks.width == width

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,3 +175,21 @@ def test_a_problem_of_one_scan_is_not_in_the_next(tmp_path: Path) -> None:
     for _ in range(2):
         list(source.scan())
         assert source.ignored == {".txt": 1}
+
+
+def test_a_folder_that_cannot_be_looked_at_for_the_moment_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images would be taken for images that are gone."""
+    for name in ("a/1.jpg", "b/2.jpg"):
+        write(tmp_path / name, picture(1))
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path).endswith("/b"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(SourceError, match=r"/b cannot be looked at: Too many open files; when it can, run the same"):
+        scan({"folder": str(tmp_path)})

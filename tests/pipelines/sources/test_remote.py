@@ -15,7 +15,7 @@ import yaml
 
 from labelmill.operators.errors import RowError
 from labelmill.pipelines.sources import Fetcher, SourceError
-from labelmill.pipelines.sources.storage import Storage
+from labelmill.pipelines.sources.storage import Storage, Unavailable
 from tests.pipelines.sources.helpers import boxes, fetch_all, picture, scan, source_of, write
 
 S3_NAMES = (
@@ -275,3 +275,15 @@ def test_http_versions(http_server: Any) -> None:
     first = scan({"webdataset": f"{http_server.url}/x.tar"})["x.tar/a.jpg"].version
     assert first
     assert first.startswith(f"{path.stat().st_size}-")
+
+
+def test_whether_a_file_is_there_is_not_guessed_while_a_store_is_away(bucket: Any) -> None:
+    bucket.put("a.jpg", b"image")
+    storage = Storage(bucket.options)
+    assert storage.is_file(f"s3://{bucket.name}/a.jpg") and not storage.is_file(f"s3://{bucket.name}/b.jpg")
+    at_once = {"config_kwargs": {"retries": {"max_attempts": 0}}}
+    away = Storage({**bucket.options, **at_once, "client_kwargs": {"endpoint_url": "http://127.0.0.1:9"}})
+    away.system(f"s3://{bucket.name}").retries = 1
+    for asked in (away.is_file, away.names):
+        with pytest.raises(Unavailable, match=r"could not be read in 2 attempts: .*127\.0\.0\.1:9"):
+            asked(f"s3://{bucket.name}/a.jpg")
