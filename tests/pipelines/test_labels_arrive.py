@@ -307,3 +307,32 @@ def _other(source: Mapping[str, Any], export: Mapping[str, Any], steps: list[Any
     document["export"] = dict(export)
     Path("o.yaml").write_text(yaml.safe_dump(document))
     return run(load_pipeline("o.yaml"), Options(inline=True), TerminalReporter())
+
+
+def test_what_else_a_coco_file_says_comes_back_from_its_export_and_is_named_by_the_others() -> None:
+    """Case 13: keypoints, attributes, supercategory, skeleton, tracks, another area, crowds."""
+    write(Path("data/a.jpg"), image_of("read"))
+    more = {
+        "keypoints": [8, 9, 2, 12, 15, 1], "num_keypoints": 2, "track_id": 4, "area": 77.5,
+        "attributes": {"occluded": True, "colour": "red"},
+    }  # fmt: skip
+    category = {"id": 1, "name": "person", "supercategory": "human", "keypoints": ["l", "r"], "skeleton": [[1, 2]]}
+    found = [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": GOOD, "iscrowd": 0, **more},
+        {"id": 2, "image_id": 1, "category_id": 1, "bbox": [1, 1, 30, 30], "iscrowd": 1},
+    ]
+    images = [{"id": 1, "file_name": "a.jpg", "width": 48, "height": 32}]
+    document = {"images": images, "annotations": found, "categories": [category]}
+    write(Path("data/labels.json"), json.dumps(document).encode())
+    summary = go({"coco": "data/labels.json"}, {"coco": {}, "yolo": {}, "voc": {}})
+    written = json.loads(Path("run/exports/coco/annotations/instances.json").read_text())
+    assert written["categories"] == [category]
+    first, second = written["annotations"]
+    assert {key: first[key] for key in more} == more
+    assert [first["iscrowd"], second["iscrowd"]] == [0, 1]
+    assert second["bbox"] == [1, 1, 30, 30]
+    for found in summary["exports"][1:]:
+        assert sum(found["annotations"].values()) == 1
+        told = " ".join(found["notes"])
+        assert "1 regions to ignore" in told or "1 region to ignore" in told
+        assert "keypoints of 1" in told
