@@ -28,6 +28,9 @@ router = APIRouter(tags=["segmentation"])
 CHUNK = 16
 PROMPTS = 256
 
+ImageId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,200}$")]
+"""It also goes into a header."""
+
 Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
@@ -91,7 +94,7 @@ class Sam2Image(RequestBody):
     """An image to embed. `image_id`: under which it can be asked again; drawn if not given."""
 
     image: ImageIn
-    image_id: str | None = Field(None, max_length=200)
+    image_id: ImageId | None = None
     sam2_version_id: str | None = None
 
 
@@ -99,7 +102,7 @@ class Sam2Segment(RequestBody):
     """One image, or the id of one that was embedded, and prompts: an object of them, a list, or one."""
 
     image: ImageIn | None = None
-    image_id: str | None = Field(None, max_length=200)
+    image_id: ImageId | None = None
     sam2_version_id: str | None = None
     prompts: Sam2Prompts | list[Sam2Prompt] | Sam2Prompt = Sam2Prompts(prompts=[])
     format: Literal["json", "rle", "polygon"] = "json"
@@ -117,7 +120,7 @@ class SamImage(RequestBody):
     """An image to embed. `image_id`: under which it can be asked again; drawn if not given."""
 
     image: ImageIn
-    image_id: str | None = Field(None, max_length=200)
+    image_id: ImageId | None = None
     sam_version_id: str | None = None
     format: Literal["json", "binary"] = "json"
 
@@ -126,7 +129,7 @@ class SamSegment(RequestBody):
     """One image, or the id of one that was embedded, and points. A label: 1 on the object, 0 beside it, -1 padding."""
 
     image: ImageIn | None = None
-    image_id: str | None = Field(None, max_length=200)
+    image_id: ImageId | None = None
     sam_version_id: str | None = None
     point_coords: list[tuple[Number, Number]] = Field([(0.0, 0.0)], min_length=1, max_length=64)
     point_labels: list[Literal[-1, 0, 1]] = Field([-1], min_length=1, max_length=64)
@@ -191,7 +194,7 @@ async def sam_embed(request: Request) -> Response:
         embedded, _ = await _segment(server, model, body.image, image_id, [], keep=True)
         coarsest = embedded.maps[-1] if isinstance(embedded.maps, list) else embedded.maps
         values = coarsest.cpu().numpy().reshape(1, *coarsest.shape[-3:])
-    headers = {"X-Model-Id": name, "X-Image-Id": image_id.encode("ascii", "ignore").decode()}
+    headers = {"X-Model-Id": name, "X-Image-Id": image_id}
     if body.format == "binary":
         buffer = io.BytesIO()
         np.save(buffer, values, allow_pickle=False)
