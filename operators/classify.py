@@ -80,9 +80,17 @@ class Classify(TableOperator):
         verify(self.params.model)
 
     def load(self) -> None:
-        self._encoder = encoder.text_encoder(self.params.model)
-        texts = class_texts(self.params.ontology, self.params.templates)
-        self._vectors = encoder.class_vectors(self._encoder, texts)
+        self.use(encoder.text_encoder(self.params.model))
+
+    def use(self, texts: encoder.TextEncoder) -> None:
+        """Ask a text side of `params.model` that is loaded already, in place of `load`.
+
+        Raises:
+            OperatorError: A text is longer than the model reads.
+        """
+        self._encoder = texts
+        sentences = class_texts(self.params.ontology, self.params.templates)
+        self._vectors = encoder.class_vectors(self._encoder, sentences)
 
     def compute(self, table: pa.Table) -> TableResult:
         """Rows without a usable embedding fail; the others get their classes."""

@@ -19,7 +19,7 @@ from labelmill.pipelines.engine.runners import Options as Options
 from labelmill.pipelines.engine.runners import Reporter as Reporter
 from labelmill.pipelines.engine.runners import Segment, runner_for
 from labelmill.pipelines.errors import UserError
-from labelmill.pipelines.run_folder.arrived import Arrived, strict_problem, write_refused
+from labelmill.pipelines.run_folder.arrived import Arrived, strict_problem, write_categories, write_refused
 from labelmill.pipelines.run_folder.guard import guarded
 from labelmill.pipelines.run_folder.layout import Layout
 from labelmill.pipelines.run_folder.outcomes import summarise, write_json
@@ -57,6 +57,7 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
     intake = take_in(source, store, pipeline.settings.shard_size)
     reporter.source_read(intake)
     write_pipeline(pipeline, store)
+    write_categories(store, source.categories)
     arrived = write_refused(store, intake.shards, intake.orphans)
     if options.strict and (intake.missing or arrived.refused):
         raise UserError(strict_problem(intake.missing, arrived, store.address()))

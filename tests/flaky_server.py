@@ -38,12 +38,13 @@ class FlakyServer:
     """Serves files for the length of a `with`.
 
     Attributes:
-        trouble: May be changed at any time.
+        files, trouble: May be changed at any time. Whether a file is there, the server always tells.
         asked: How often each path was asked for.
         pauses: Seconds between the requests for one path, in order.
     """
 
     def __init__(self, files: Mapping[str, bytes], trouble: Trouble = lambda path, before: None) -> None:
+        self.files = dict(files)
         self.trouble = trouble
         self.asked: Counter[str] = Counter()
         self.times: dict[str, list[float]] = {}
@@ -63,7 +64,7 @@ class FlakyServer:
                     outer.asked[self.path] += 1
                     outer.times.setdefault(self.path, []).append(time.monotonic())
                 answer = outer.trouble(self.path, before)
-                data = files.get(self.path)
+                data = outer.files.get(self.path.partition("?")[0])
                 if answer is None and data is not None:
                     self.answer(200, {}, data)
                 elif answer is None:
@@ -74,6 +75,10 @@ class FlakyServer:
                 else:
                     time.sleep(answer.hang)
                     self.answer(answer.status, answer.headers, answer.body)
+
+            def do_HEAD(self) -> None:
+                data = outer.files.get(self.path)
+                self.answer(404 if data is None else 200, {"Content-Length": str(len(data or b""))}, b"")
 
             def answer(self, status: int, headers: Mapping[str, str], data: bytes) -> None:
                 self.send_response(status)

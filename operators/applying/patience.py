@@ -133,22 +133,24 @@ class Watch:
         self.reason: str | None = None
         self._keep_going = (limits or Limits()).keep_going
         self._latest: deque[bool] = deque(maxlen=LAST_IMAGES)
-        self._undone_since = 0
-        self._succeeded = time.monotonic()
+        self._in_a_row = 0
+        self._began = 0.0
 
     def note(self, undone: bool, why: str = "") -> None:
         """What became of an image."""
         self._latest.append(undone)
         if not undone:
-            self._undone_since, self._succeeded = 0, time.monotonic()
+            self._in_a_row = 0
             return
-        self._undone_since += 1
+        if not self._in_a_row:
+            self._began = time.monotonic()
+        self._in_a_row += 1
         if self._keep_going or self.reason is not None:
             return
         number, of = sum(self._latest), len(self._latest)
-        nothing_for = time.monotonic() - self._succeeded
+        nothing_for = time.monotonic() - self._began
         many = of >= FIRST_IMAGES and number > SHARE * of
-        if many or (self._undone_since >= NOTHING_IMAGES and nothing_for > NOTHING_SECONDS):
+        if many or (self._in_a_row >= NOTHING_IMAGES and nothing_for > NOTHING_SECONDS):
             self.reason = f"{number} of its latest {of} images could not be processed, the last because: {why}"
 
 

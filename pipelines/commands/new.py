@@ -55,6 +55,7 @@ def new(
     """
     from labelmill.pipelines.errors import UserError
     from labelmill.pipelines.new.questions import Given, answers_of
+    from labelmill.pipelines.new.source import recognised
     from labelmill.pipelines.new.write import pipeline_text
 
     terminal = in_terminal()
@@ -69,6 +70,9 @@ def new(
         raise UserError(f"{path} is there already and was left as it is; name another file") from None
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; name another file") from error
+    typer.echo(recognised(answers.kind, answers.found))
+    for sentence in answers.found.missing:
+        typer.echo(f"warning {sentence}")
     counted = answers.found.told()
     typer.echo(f"wrote {path}{f', for {counted}' if counted else ''}")
     _say_next(path, list(answers.models.values()))

@@ -68,7 +68,7 @@ Strict = Annotated[
     bool, typer.Option("--strict", help="Labels of the source that are missing altogether, or refused, are an error.")
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="At most so many workers in a pool; also the CPUs of a local Ray.")
+    int | None, typer.Option(min=1, help="At most so many workers in a pool; also the CPUs of a Ray started here.")
 ]
 
 
@@ -109,7 +109,7 @@ Address = Annotated[
     str | None,
     typer.Option(
         metavar="HOST:PORT",
-        help="A Ray cluster, or auto for the one on this machine; a local one is started if not given.",
+        help="A Ray cluster to run on, or auto for the one on this machine.",
         callback=_answering,
     ),
 ]

@@ -84,6 +84,7 @@ def serve(
             "`pip install --editable '.[serve]'` in labelmill's folder"
         )
     from labelmill.operators.images.decoded import MAX_PIXELS
+    from labelmill.pipelines.config.pipeline import load_pipeline
     from labelmill.pipelines.engine.work import use_threads
     from labelmill.pipelines.serve.app import create_app
     from labelmill.pipelines.serve.listen import listen
@@ -113,6 +114,7 @@ def serve(
         cards_on_demand=not only_named,
     )
     use_threads(compute_threads)
-    app = create_app(settings, read_ontology(ontology) if ontology is not None else None)
+    classes = read_ontology(ontology) if ontology is not None else None
+    app = create_app(settings, classes, load_pipeline(pipeline) if pipeline is not None else None)
     typer.echo(f"http://{host}:{port} (/docs lists what can be asked; Ctrl-C stops)", err=True)
     listen(app, host, port, settings.drain, quiet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,15 @@ from labelmill.operators.registry import UnknownOperator, find, step_name
 from labelmill.operators.secrets import keep_options, plain_options
 from labelmill.pipelines.config.cards import find_card
 from labelmill.pipelines.config.validation import classes_of, validation_problems
-from labelmill.pipelines.config.yaml_file import TOP_LEVEL, KeyPath, YamlFile, expand, read_yaml, with_references
+from labelmill.pipelines.config.yaml_file import (
+    TOP_LEVEL,
+    KeyPath,
+    YamlFile,
+    expand,
+    parse_yaml,
+    read_yaml,
+    with_references,
+)
 from labelmill.pipelines.errors import ConfigError, UserError, nearest
 from labelmill.pipelines.exports import EXPORT_NAMES, exporter
 from labelmill.pipelines.exports.columns import COLUMNS, ExportColumns, column_problem, missing_column
@@ -140,6 +149,23 @@ def build_pipeline(file: YamlFile) -> Pipeline:
         document["source"] |= {"storage_options": options} if options else {}
     keep_options(settings.source.storage_options)
     return Pipeline(settings, steps, exports, columns, document)
+
+
+def build_alone(name: str, params: Mapping[str, Any]) -> Operator:
+    """An operator with parameters as a pipeline would write them, in no pipeline.
+
+    Raises:
+        ConfigError: There is no such operator, or a parameter is wrong.
+    """
+    import yaml
+
+    document = {"steps": [{name: dict(params)} if params else name]}
+    file = parse_yaml(name, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    problems: list[str] = []
+    built = [_build(file, draft, None, problems) for draft in _drafts(file, problems)]
+    if problems or not built or built[0] is None:
+        raise ConfigError(problems)
+    return built[0]
 
 
 @dataclass(frozen=True)

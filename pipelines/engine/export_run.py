@@ -31,6 +31,7 @@ from labelmill.pipelines.exports.columns import (
 )
 from labelmill.pipelines.exports.dataset import Dataset, ExportError, ExportImage, Fetch, unreadable
 from labelmill.pipelines.exports.files import Output
+from labelmill.pipelines.run_folder.arrived import read_categories
 from labelmill.pipelines.run_folder.layout import Layout, column_of
 from labelmill.pipelines.run_folder.outcomes import outcomes
 from labelmill.pipelines.run_folder.shards import read_shard
@@ -97,7 +98,7 @@ def _write(
     images = _wanted(
         export_images(pipeline, layout, shards, fetch), writer, _labelled(pipeline, layout, shards), left_out
     )
-    dataset = Dataset(images, classes, _splits(layout, shards), fetch, provenance, left_out)
+    dataset = Dataset(images, classes, _splits(layout, shards), fetch, provenance, left_out, read_categories(store))
     if store.is_local:
         final, temporary = store.path(name), store.path(f"exports/{TEMPORARY}{export.name}")
         shutil.rmtree(temporary, ignore_errors=True)

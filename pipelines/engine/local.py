@@ -34,8 +34,9 @@ from labelmill.pipelines.run_folder.layout import Layout
 from labelmill.pipelines.sources import Fetcher
 from labelmill.pipelines.steps import Step
 
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-"""What keeps libraries from starting threads while they are imported; a dataset step raises it for itself."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""What keeps libraries from starting threads while they are imported; OpenBLAS and MKL heed it too. A dataset step
+raises it for itself, and for what it imports later."""
 
 COMMON = [
     *("numpy", "pyarrow.parquet", "PIL.Image", "threadpoolctl", "fsspec", "labelmill.operators.applying.apply"),

@@ -19,7 +19,6 @@ from labelmill.operators.wording import counted
 from labelmill.pipelines.errors import UserError
 from labelmill.pipelines.evaluation.labels import as_label, judged_classes, judged_objects, precision_averages, shares
 from labelmill.pipelines.evaluation.truth import Truth
-from labelmill.pipelines.exports.columns import labels_column
 from labelmill.pipelines.run_folder.finished_run import FinishedRun
 from labelmill.pipelines.steps import Input, Step
 
@@ -71,7 +70,7 @@ class Sweep:
 
 def select_step(run: FinishedRun) -> Step | None:
     """The select step that the run's labels come from, through steps that add to them; None without one."""
-    column: Input | None = labels_column(run.layout.steps, run.pipeline.labels)
+    column: Input | None = run.labels_column()
     while column is not None and column.step is not None:
         step = run.layout.steps[column.step]
         if isinstance(step.operator, Select):

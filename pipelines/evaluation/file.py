@@ -13,7 +13,7 @@ from labelmill.pipelines.run_folder.reopen import PIPELINE_FILE, reopen, state_o
 
 EVALUATION_FILE = "evaluation.json"
 
-VERSION = 2
+VERSION = 3
 """Raised when the same run and the same truth give other figures."""
 
 

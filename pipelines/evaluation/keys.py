@@ -17,13 +17,18 @@ def aligned(labels: Labels, run: FinishedRun) -> Labels:
     """The same labels under the run's keys.
 
     Keys that both have are the same image, and if there is one such key, all are taken as they are. Else images are the
-    same that are one file; else those that an export of the run gave their names (``00000042-crossing.jpg``); else
+    same that an export of the run says (``key``) or named (``00000042-crossing.jpg``), or that are one file; else
     those of which one key ends in the whole other (``images/a.jpg`` and ``a.jpg``), where it fits one image only. What
     was taken for what is said in `problems`.
     """
     if not labels.images or any(key in run.outcome for key in labels.images):
         return labels
-    pairs = _same_files(labels, run) or _exported(labels, run) or list(_same_endings(labels.images, run.outcome))
+    pairs = (
+        _told(labels, run)
+        or _exported(labels, run)
+        or _same_files(labels, run)
+        or list(_same_endings(labels.images, run.outcome))
+    )
     theirs, ours = (Counter(side) for side in zip(*pairs, strict=True)) if pairs else (Counter[str](), Counter[str]())
     clear = {their: our for their, our in pairs if theirs[their] == ours[our] == 1}
     if not pairs:
@@ -31,7 +36,7 @@ def aligned(labels: Labels, run: FinishedRun) -> Labels:
     problems = list(labels.problems)
     if clear:
         their, our = min(clear.items())
-        problems.append(f"the truth's keys begin elsewhere than the run's: {their!r} is taken for {our!r}, and so on")
+        problems.append(f"the truth calls images otherwise than the run: {their!r} is taken for {our!r}, and so on")
     if len(clear) < len(theirs):
         their, our = min(pair for pair in pairs if pair[0] not in clear)
         problems.append(
@@ -40,6 +45,18 @@ def aligned(labels: Labels, run: FinishedRun) -> Labels:
         )
     images = {clear.get(key, key): replace(entry, key=clear.get(key, key)) for key, entry in labels.images.items()}
     return replace(labels, images=images, problems=problems)
+
+
+def _told(labels: Labels, run: FinishedRun) -> list[tuple[str, str]]:
+    """By the key that exports with room for it write beside the image: in its record, its row, its JSON."""
+    pairs = []
+    for key, entry in labels.images.items():
+        said = entry.metadata or {}
+        inner = said.get("json")
+        our = said.get("key") or (inner.get("key") if isinstance(inner, dict) else None)
+        if isinstance(our, str) and our in run.outcome:
+            pairs.append((key, our))
+    return pairs
 
 
 def _same_files(labels: Labels, run: FinishedRun) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ import numpy as np
 from labelmill.operators.columns.schemas import DETECTIONS, SIDES
 from labelmill.operators.measures.detections import AveragePrecision, average_precision, compare, is_crowd
 from labelmill.pipelines.evaluation.truth import DECIMALS, Truth
+from labelmill.pipelines.exports.columns import is_raw
 from labelmill.pipelines.run_folder.finished_run import FinishedRun
 
 Figures = dict[str, Any]
@@ -46,13 +47,14 @@ def as_written(value: float) -> float:
 
 
 def label_figures(truth: Truth, run: FinishedRun) -> Figures | None:
-    """The run's labels, as its exports have them, of the classes that the truth knows.
+    """The run's labels of the classes that the truth knows: as its exports have them, or if it has none, raw ones.
 
     Returns:
         Counts, precision and recall at an IoU of 0.5, and COCO's average precisions of these labels, for all classes
         and under ``classes`` for each; ``ignored``: labels that lie in regions to ignore, which no other figure counts;
         and if labels have masks, the same of them under ``masks``, unless the truth has some objects without
-        (``objects_without_mask``). None for a run without labels.
+        (``objects_without_mask``); ``column``: where they are from, and ``raw``: whether no step has decided which of
+        them are labels. None for a run without labels.
     """
     column = run.labels_column()
     if not column.type.equals(DETECTIONS):
@@ -84,6 +86,8 @@ def label_figures(truth: Truth, run: FinishedRun) -> Figures | None:
         **_means(averages),
         "classes": _by_class(judged_classes(truth, run), there, counted, right, averages),
         "classes_not_in_truth": dict(sorted(unknown.items())),
+        "column": column.name(run.layout.steps),
+        "raw": column.step is not None and is_raw(run.layout.steps[column.step], run.layout.steps),
     }
     masked = [each for each in found if each["mask"]]
     if masked:

@@ -70,6 +70,8 @@ def _labels(part: Figures) -> list[tuple[str, str]]:
         ("", f"{_averages(part)} of these labels, average recall {_number(part['average_recall'])}"),
         *((name, _class(each)) for name, each in part["classes"].items()),
     ]
+    if part["raw"]:
+        rows.append(("", f"these are raw: no step has decided which of {part['column']} are labels (add `select`)"))
     if unknown := part["classes_not_in_truth"]:
         told = ", ".join(f"{name} {number}" for name, number in unknown.items())
         rows.append(("", f"not judged, since the truth has no such class: {told}"))

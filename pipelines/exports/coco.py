@@ -109,7 +109,7 @@ class Coco(Exporter):
             for (kind, split), draft in drafts.items():
                 path = f"annotations/{kind}_{split}.json" if dataset.splits else f"annotations/{kind}.json"
                 with out.open(path, "wb") as file:
-                    draft.finish(file, _head(dataset.classes if kind == "instances" else None, dataset.provenance))
+                    draft.finish(file, _head(dataset, kind == "instances"))
                 paths.append(path)
         notes = tally.notes()
         if self.params.captions and uncaptioned:
@@ -166,16 +166,17 @@ class Coco(Exporter):
         ]
 
 
-def _head(classes: list[str] | None, provenance: dict[str, Any]) -> dict[str, Any]:
-    """What stands before the long lists; no categories where `classes` is None."""
-    licences = provenance.get("licences", [])
+def _head(dataset: Dataset, categories: bool) -> dict[str, Any]:
+    """What stands before the long lists."""
+    licences = dataset.provenance.get("licences", [])
     head: dict[str, Any] = {
-        "info": {"description": OWN, "provenance": provenance},
+        "info": {"description": OWN, "provenance": dataset.provenance},
         "licenses": [{"id": index, "name": str(name), "url": ""} for index, name in enumerate(licences, 1)],
     }
-    if classes is not None:
+    if categories:
         head["categories"] = [
-            {"id": index, "name": name, "supercategory": "object"} for index, name in enumerate(classes, 1)
+            {"supercategory": "object", **dataset.categories.get(name, {}), "id": index, "name": name}
+            for index, name in enumerate(dataset.classes, 1)
         ]
     return head
 

@@ -77,6 +77,7 @@ class Dataset:
         provenance: Where the dataset came from and how it was made, as JSON values. ``licences``, a list of names or
             URLs, goes where the format has a place for it. ``models`` lists the models that made the labels, as
             `pipelines.exports.columns.models_used` gives them.
+        categories: Class name → what else the source says of the class; see `Source.categories`.
         left_out: Images that are not among them because nobody knows what is on them, by the state of their labels.
     """
 
@@ -86,6 +87,7 @@ class Dataset:
     fetch: Fetch
     provenance: dict[str, Any]
     left_out: Counter[str] = field(default_factory=Counter)
+    categories: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def checked(self) -> Iterator[ExportImage]:
         """The images, each checked against what is promised of them.

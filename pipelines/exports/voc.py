@@ -64,6 +64,10 @@ class Voc(Exporter):
                 for name in names:
                     if name == (image.split or UNDIVIDED) or (name == UNDIVIDED and image.split in ("train", "val")):
                         lists[name].write(f"{stem}\n".encode("ascii"))
+        # Datumaro and CVAT take the classes from here.
+        lines = ["# label:color_rgb:parts:actions", "background:0,0,0::"]
+        text = "".join(f"{line}\n" for line in [*lines, *(f"{name}:::" for name in dataset.classes)])
+        out.write("labelmap.txt", text.encode("utf-8", "backslashreplace"))
         for folder in ("Annotations", *(["JPEGImages"] if self.params.images != "none" else [])):
             out.folder(folder)
         notes = tally.notes()

@@ -35,14 +35,21 @@ class Looked:
     warnings: list[str] = field(default_factory=list)
 
 
-def look_at(pipeline: Pipeline) -> Looked:
-    """Scan a local source as a run would, and see whether every model's weights are here. Nothing is written."""
-    looked = Looked()
+def missing_models(pipeline: Pipeline) -> list[str]:
+    """What a run would stop at for want of it: weights, files of decisions."""
+    found = []
     for step in pipeline.steps:
         try:
             step.operator.ready()
         except OperatorError as error:
-            looked.first.append(f"step {step.name!r}: {error}")
+            found.append(f"step {step.name!r}: {error}")
+    return found
+
+
+def look_at(pipeline: Pipeline) -> Looked:
+    """Scan a local source as a run would, and see whether every model's weights are here. Nothing is written."""
+    looked = Looked()
+    looked.first += missing_models(pipeline)
     spec = pipeline.settings.source
     where = getattr(spec, spec.kind)
     places = where if isinstance(where, (list, str)) else getattr(where, "annotations", where)

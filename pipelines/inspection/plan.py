@@ -13,6 +13,7 @@ from labelmill.operators.wording import counted
 from labelmill.pipelines.config.pipeline import Pipeline
 from labelmill.pipelines.engine.placement import Pool, place, segments
 from labelmill.pipelines.engine.resources import parse_resources, resources_here, stated_gpu_memory
+from labelmill.pipelines.inspection.look import missing_models
 from labelmill.pipelines.run_folder.layout import Layout
 from labelmill.pipelines.run_folder.reopen import open_output
 from labelmill.pipelines.run_folder.shards import take_in
@@ -35,6 +36,7 @@ def plan_of(
     """
     stated = stated_gpu_memory(gpu_memory_gb)
     there = parse_resources(resources, stated) if resources else resources_here(workers, stated)
+    before = missing_models(pipeline)
     store = open_output(pipeline)
     intake = take_in(open_source(pipeline.settings.source), store, pipeline.settings.shard_size, write=False)
     layout = Layout.of(store, pipeline.steps)
@@ -78,6 +80,7 @@ def plan_of(
     return {
         "pipeline": pipeline.settings.name,
         "output": pipeline.settings.output,
+        "before_a_run": before,
         "images": intake.images,
         "new_images": intake.added,
         "shards": len(intake.shards),
@@ -100,6 +103,8 @@ def print_plan(planned: dict[str, Any], console: Console) -> None:
     new = f", {planned['new_images']:,} new" if 0 < planned["new_images"] < planned["images"] else ""
     size = f"{counted(planned['images'], 'image')}{new} in {counted(planned['shards'], 'shard')}"
     console.print(f"{planned['pipeline']}: {size} → {escape(planned['output'])}")
+    for problem in planned["before_a_run"]:
+        console.print(f"[yellow]before a run:[/] {escape(problem)}", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     for header in ("step", "done", "reads", "writes"):
         table.add_column(header, justify="right" if header == "done" else "left", overflow="fold")

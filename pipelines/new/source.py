@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from labelmill.operators.columns.schemas import LABEL_STATES
 from labelmill.operators.wording import counted
 
 if TYPE_CHECKING:
@@ -23,16 +26,30 @@ class Found:
     Attributes:
         images: How many, at most `COUNTED` + 1; None where nobody looked.
         splits: Whether the source says which split an image is in.
+        missing: Whole classes of labels that are missing; see `Source.missing`.
+        states: State of labels → how many of those images; see `operators.columns.schemas.LABEL_STATES`.
     """
 
     images: int | None = None
     splits: bool = False
+    states: Mapping[str, int] = field(default_factory=dict, compare=False)
+    missing: tuple[str, ...] = field(default=(), compare=False)
 
     def told(self) -> str | None:
         """The number in words."""
         if self.images is None:
             return None
         return f"more than {COUNTED:,} images" if self.images > COUNTED else counted(self.images, "image")
+
+
+def recognised(kind: Kind, found: Found) -> str:
+    """What a source was taken for, and what became of its labels, in a line."""
+    told = f"found {kind}"
+    if found.images is None:
+        return told
+    parts = [f"{found.states[state]:,} {state}" for state in LABEL_STATES if found.states.get(state)]
+    labels = f", labels: {', '.join(parts)}" if set(found.states) - {"unread"} else ", without labels"
+    return f"{told}: {found.told()}{labels}"
 
 
 def look(source: str, kind: Kind) -> Found:
@@ -46,12 +63,15 @@ def look(source: str, kind: Kind) -> Found:
 
     if is_remote(source):
         return Found()
-    entries = open_source(SourceSpec.model_validate({kind: source})).scan()
+    opened = open_source(SourceSpec.model_validate({kind: source}))
+    entries = opened.scan()
     images, splits = 0, False
+    states: Counter[str] = Counter()
     for entry in itertools.islice(entries, COUNTED + 1):
         images += 1
         splits = splits or entry.split is not None
-    return Found(images, splits)
+        states[entry.label_state] += 1
+    return Found(images, splits, states, tuple(opened.missing))
 
 
 def name_of(source: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from labelmill.pipelines.run_folder.store import Store
 from labelmill.pipelines.sources import Entry, Refused
 
 FILE = "refused.parquet"
+
+CATEGORIES = "categories.json"
+"""What the source says of its classes: `Source.categories`."""
 
 REFUSED_LABELS = pa.schema(
     [
@@ -88,6 +92,23 @@ def write_refused(store: Store, shards: Iterable[int], orphans: Sequence[Refused
     elif store.exists(FILE):
         store.fs.rm(store.path(FILE))
     return arrived
+
+
+def write_categories(store: Store, categories: Mapping[str, Mapping[str, Any]]) -> None:
+    """Keep what a source says of its classes, for exports that give it back; no file where it says nothing."""
+    if categories:
+        store.write(CATEGORIES, json.dumps(categories, indent=2, ensure_ascii=False, sort_keys=True).encode())
+    elif store.exists(CATEGORIES):
+        store.fs.rm(store.path(CATEGORIES))
+
+
+def read_categories(store: Store) -> dict[str, dict[str, Any]]:
+    """What `write_categories` wrote; empty for nothing."""
+    try:
+        found = json.loads(store.read(CATEGORIES))
+    except FileNotFoundError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def arrived_line(found: Mapping[str, Any], where: str | None) -> str | None:

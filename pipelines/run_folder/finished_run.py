@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from labelmill.operators.errors import RowError
 from labelmill.pipelines.errors import UnfinishedRun
-from labelmill.pipelines.exports.columns import labels_column
+from labelmill.pipelines.exports.columns import export_labels, labels_column
 from labelmill.pipelines.run_folder.layout import column_of
 from labelmill.pipelines.run_folder.outcomes import outcomes
 from labelmill.pipelines.run_folder.reopen import reopen
@@ -66,8 +66,10 @@ class FinishedRun:
             yield [keys[row] for row in rows], pa.table(given).take(pa.array(rows, pa.int64()))
 
     def labels_column(self) -> Input:
-        """Where the run's labels come from; see `pipelines.exports.columns.labels_column`."""
-        return labels_column(self.layout.steps, self.pipeline.labels)
+        """Where the run's labels come from: those of its exports, or raw ones before the source's."""
+        steps, wanted = self.layout.steps, self.pipeline.labels
+        column = export_labels(steps, wanted)
+        return column if column.step is not None or wanted is not None else labels_column(steps, wanted)
 
     def labels(self, only: Collection[str]) -> dict[str, Any]:
         """The labels of those images that were kept and that somebody, or a model, has looked at.

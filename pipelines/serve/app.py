@@ -14,10 +14,23 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from labelmill.operators.ontology import Ontology
+from labelmill.pipelines.config.pipeline import Pipeline
 from labelmill.pipelines.serve.bodies import SCHEMAS, answer
+from labelmill.pipelines.serve.chain import Chain
 from labelmill.pipelines.serve.errors import ApiError
 from labelmill.pipelines.serve.middleware import Limits
-from labelmill.pipelines.serve.routes import basics, clip, detection, registry
+from labelmill.pipelines.serve.routes import (
+    basics,
+    clip,
+    detection,
+    faces_words,
+    labels,
+    not_here,
+    openai,
+    own,
+    registry,
+    sam,
+)
 from labelmill.pipelines.serve.server import Server
 from labelmill.pipelines.serve.settings import Settings
 from labelmill.pipelines.serve.work import told
@@ -29,26 +42,37 @@ The operators of labelmill over HTTP, batched across requests: routes of Roboflo
 Every error is JSON with a `message`. Coordinates are pixels of the upright image."""
 
 
-def create_app(settings: Settings, ontology: Ontology | None = None) -> ASGIApp:
+def create_app(settings: Settings, ontology: Ontology | None = None, pipeline: Pipeline | None = None) -> ASGIApp:
     """The application, not yet started: its models are loaded when it starts.
+
+    Args:
+        settings: How it serves.
+        ontology: The classes where a request names none; the pipeline's if not given.
+        pipeline: Its steps answer `/v1/run`.
 
     Raises:
         UserError: A card is not there, or its weights are not.
     """
+    if ontology is None and pipeline is not None:
+        ontology = pipeline.settings.ontology
     server = Server(settings, ontology)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         await server.blocking(server.models.start)
+        if pipeline is not None:
+            server.pipeline = await server.blocking(Chain, pipeline, server)
         server.ready = True
         yield
         server.ready = False
         await server.blocking(server.models.close)
+        if server.pipeline is not None:
+            await server.blocking(server.pipeline.close)
         server.close()
 
     app = FastAPI(title="labelmill", description=DESCRIPTION, lifespan=life)
     app.state.server = server
-    for room in (basics, registry, clip, detection):
+    for room in (basics, registry, clip, detection, labels, sam, faces_words, openai, own, not_here):
         app.include_router(room.router)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _not_there)

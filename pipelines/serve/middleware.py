@@ -129,7 +129,7 @@ class _Request:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status, self._answering = message["status"], True
+            self.status = message["status"]
             seconds = f"{time.monotonic() - self.started:.6f}"
             own = [(b"x-request-id", self.id.encode()), (b"x-processing-time", seconds.encode())]
             if not self._complete and self._declared != 0 and self.received < (self._declared or 1):
@@ -139,6 +139,7 @@ class _Request:
             )
             message = {**message, "headers": [*message["headers"], *own]}
         await self._send(message)
+        self._answering = True
 
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error, unless an answer is under way already."""

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from labelmill.operators.applying.apply import Job, apply
-from labelmill.operators.applying.worker import Worker
-from labelmill.operators.base import TableOperator
 from labelmill.operators.ontology import Ontology
 from labelmill.pipelines.serve.errors import ApiError
 from labelmill.pipelines.serve.images import RequestImage
 from labelmill.pipelines.serve.models import Model
-from labelmill.pipelines.serve.work import OperatorWork, TextWork, Work, refusal
+from labelmill.pipelines.serve.work import OperatorWork, TableWork, TextWork, Work, compute
 
 if TYPE_CHECKING:
     from labelmill.pipelines.serve.server import Server
@@ -89,37 +85,92 @@ def selected(found: Sequence[list[dict[str, Any]]], **params: Any) -> list[list[
     from labelmill.operators.columns.schemas import DETECTIONS
     from labelmill.operators.select import Select
 
-    rows = compute(Select(Select.Params(**params)), {"detections": pa.array(found, DETECTIONS)}, len(found))
-    return [row["detections"] for row in rows]
+    rows = compute(Select(Select.Params(**params)), pa.table({"detections": pa.array(found, DETECTIONS)}))
+    return [row["detections"][0].as_py() for row in read_rows(rows)]
+
+
+def read_rows(outcomes: Sequence[Any]) -> list[Any]:
+    """Outcomes without those that are errors.
+
+    Raises:
+        ApiError: The first of them.
+    """
+    for each in outcomes:
+        if isinstance(each, ApiError):
+            raise each
+    return list(outcomes)
 
 
 async def masks(
     server: Server, model: Model, images: Sequence[RequestImage], found: Sequence[list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
     """What `segment` writes for the detections of each image."""
+    return await _same_for_all(server, model, "segment", images, [{"detections": each} for each in found])
+
+
+async def words(server: Server, model: Model, images: Sequence[RequestImage]) -> list[dict[str, Any]]:
+    """What `read` writes of each image."""
+    return await _same_for_all(server, model, "read", images)
+
+
+async def gazes(
+    server: Server, model: Model, images: Sequence[RequestImage], faces: Sequence[list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """What `gaze` writes for the faces of each image, detections of class "face"."""
+    return await _same_for_all(server, model, "gaze", images, [{"detections": each} for each in faces])
+
+
+async def answers(
+    server: Server,
+    model: Model,
+    images: Sequence[RequestImage],
+    prompt: str,
+    max_tokens: int,
+    schema: dict[str, Any] | None = None,
+) -> list[str]:
+    """What `ask` writes of each image; with a schema JSON."""
+    from labelmill.operators.ask import Ask
+
+    def make(engine: Any) -> Work:
+        given = {"model": model.card, "prompt": prompt, "max_tokens": max_tokens, "dtype": server.settings.dtype}
+        try:
+            operator = Ask(Ask.Params.model_validate({**given, "schema": schema}))
+        except ValidationError as error:
+            raise ApiError(422, error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        operator.check({})
+        operator.use(engine)
+        return OperatorWork(operator, server.settings.batch)
+
+    work = await server.work(model, ("ask", prompt, max_tokens, json.dumps(schema, sort_keys=True)), make)
+    assert isinstance(work, OperatorWork)
+    return [row["answer"][0].as_py() for row in await server.see(model, work, images)]
+
+
+async def classes(
+    server: Server, model: Model, images: Sequence[RequestImage], ontology: Ontology
+) -> list[dict[str, Any]]:
+    """What `classify` writes of each image after `embed`."""
+    from labelmill.operators.classify import Classify
+
+    def make(part: Any) -> Work:
+        texts = part.texts().encoder
+        operator = Classify(Classify.Params.model_validate({"model": model.card, "ontology": ontology}))
+        operator.use(texts)
+        return TableWork(operator)
+
+    work = await server.work(model, ("classify", tuple(ontology.root.items())), make)
+    seen = await server.see(model, model.part.images, images)
+    return [row.to_pylist()[0] for row in await server.run(model, work, seen)]
+
+
+async def _same_for_all(
+    server: Server, model: Model, key: str, images: Sequence[RequestImage], rows: Sequence[dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """What the loaded operator of a card writes, which needs no question."""
 
     def make(operator: Any) -> Work:
-        return OperatorWork(copy.copy(operator), server.settings.batch)
+        return OperatorWork(operator, server.settings.batch)
 
-    work = await server.work(model, "segment", make)
+    work = await server.work(model, key, make)
     assert isinstance(work, OperatorWork)
-    rows = await server.see(model, work, images, [{"detections": each} for each in found])
-    return [row.to_pylist()[0] for row in rows]
-
-
-def compute(operator: TableOperator, columns: Mapping[str, pa.Array], count: int) -> list[dict[str, Any]]:
-    """What a table operator writes for some rows, through the code that runs apply it with.
-
-    Raises:
-        ApiError: 400, one of them failed.
-    """
-    from labelmill.operators.base import Decision
-
-    ids = pa.array(range(count), pa.int64())
-    rows = pa.table({"image_id": ids, "key": pa.array([str(place) for place in range(count)]), **columns})
-    table, _ = apply(Job(Worker(operator), rows, np.ones(count, dtype=bool)))
-    written = table.to_pylist()
-    for row in written:
-        if row["decision"] in ("failed", "undone"):
-            raise refusal(Decision(row["decision"], row["decision.reason"] or ""))
-    return written
+    return [row.to_pylist()[0] for row in await server.see(model, work, images, rows)]

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labelmill.operators.errors import OperatorError
 from labelmill.operators.ontology import Ontology
@@ -18,7 +18,10 @@ from labelmill.pipelines.serve.metrics import Metrics
 from labelmill.pipelines.serve.models import Model, Models
 from labelmill.pipelines.serve.settings import Settings
 from labelmill.pipelines.serve.urls import fetch_image
-from labelmill.pipelines.serve.work import OperatorWork, Work
+from labelmill.pipelines.serve.work import Work
+
+if TYPE_CHECKING:
+    from labelmill.pipelines.serve.chain import Chain
 
 
 class Server:
@@ -45,7 +48,7 @@ class Server:
         self.prepare = ThreadPoolExecutor(settings.threads, thread_name_prefix="prepare")
         self.loading = ThreadPoolExecutor(8, thread_name_prefix="load")
         self.fetch: Callable[[str, int], Any] = fetch_image
-        self.pipeline: Any = None
+        self.pipeline: Chain | None = None
         self.ready = False
 
     def close(self) -> None:
@@ -69,8 +72,14 @@ class Server:
             entered.__exit__(None, None, None)
 
     @asynccontextmanager
-    async def opened(self, given: ImageIn | Sequence[ImageIn]) -> AsyncIterator[list[RequestImage]]:
+    async def opened(
+        self, given: ImageIn | Sequence[ImageIn], numbered: bool = True
+    ) -> AsyncIterator[list[RequestImage]]:
         """The images of a request.
+
+        Args:
+            given: One, or several.
+            numbered: Whether what is wrong with one of several says which.
 
         Raises:
             ApiError: 400, one is no image that may be sent; 503, too many wait already.
@@ -82,7 +91,7 @@ class Server:
             try:
                 for place, each in enumerate(many, 1):
                     data = await self._bytes(each)
-                    told = f"image {place}: " if len(many) > 1 else ""
+                    told = f"image {place}: " if numbered and len(many) > 1 else ""
                     images.append(RequestImage(data, self.settings.max_pixels, self.bytes, told))
                 yield images
             finally:
@@ -126,7 +135,7 @@ class Server:
     async def see(
         self,
         model: Model,
-        work: OperatorWork,
+        work: Any,
         images: Sequence[RequestImage],
         rows: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Any]:
@@ -134,7 +143,7 @@ class Server:
 
         Args:
             model: Whose thread runs it.
-            work: The operator.
+            work: The operator, or what else prepares an image with its row in a thread (`SamWork`).
             images: Those of one request.
             rows: For each what the operator reads beside it.
 

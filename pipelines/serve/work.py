@@ -8,13 +8,14 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from labelmill.operators.applying.apply import Job, apply
 from labelmill.operators.applying.bisect import bisect, failed
 from labelmill.operators.applying.infer import infer
 from labelmill.operators.applying.patience import Limits, Patience, StopError
 from labelmill.operators.applying.results import step_table
 from labelmill.operators.applying.shard_images import ShardImages
 from labelmill.operators.applying.worker import Worker
-from labelmill.operators.base import Decision, ImageOperator
+from labelmill.operators.base import Decision, ImageOperator, TableOperator
 from labelmill.operators.images.decoded import DecodedImage
 from labelmill.operators.moment import kind_of
 from labelmill.pipelines.serve.errors import ApiError, busy
@@ -88,6 +89,53 @@ class OperatorWork:
             columns.slice(place, 1) if decision == "kept" else refusal(Decision(decision, reason or ""))
             for place, (decision, reason) in enumerate(zip(decisions, reasons, strict=True))
         ]
+
+
+class TableWork:
+    """A table operator, a row for each image.
+
+    Args:
+        operator: Loaded.
+        batch: Rows per call.
+    """
+
+    def __init__(self, operator: TableOperator, batch: int = 256) -> None:
+        self.operator, self._batch = operator, batch
+
+    @property
+    def batch(self) -> int:
+        """Rows per call."""
+        return self._batch
+
+    def bucket(self, item: pa.Table) -> Hashable:
+        """See `Work`."""
+        return None
+
+    def run(self, items: list[pa.Table]) -> list[Any]:
+        """One row of the step's table for each row that the operator reads (`pyarrow.Table`), or its ApiError."""
+        return compute(self.operator, pa.concat_tables(items))
+
+
+def compute(operator: TableOperator, read: pa.Table) -> list[Any]:
+    """What a table operator writes for some rows, through the code that runs apply it with.
+
+    Args:
+        operator: Loaded.
+        read: The columns that it reads.
+
+    Returns:
+        For each row a `pyarrow.Table`, the columns of `writes()`; or the ApiError of one that failed.
+    """
+    count = read.num_rows
+    ids, keys = pa.array(range(count), pa.int64()), pa.array([str(place) for place in range(count)])
+    rows = pa.table([ids, keys, *read.columns], names=["image_id", "key", *read.column_names])
+    table, _ = apply(Job(Worker(operator), rows, np.ones(count, dtype=bool)))
+    columns = table.select(operator.writes().names)
+    decisions, reasons = table["decision"].to_pylist(), table["decision.reason"].to_pylist()
+    return [
+        refusal(Decision(decision, reason or "")) if decision in ("failed", "undone") else columns.slice(place, 1)
+        for place, (decision, reason) in enumerate(zip(decisions, reasons, strict=True))
+    ]
 
 
 class TextWork:

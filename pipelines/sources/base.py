@@ -122,6 +122,11 @@ class Source(ABC):
         """The class order of the source's own labels; None when it has none."""
         return None
 
+    @property
+    def categories(self) -> dict[str, dict[str, Any]]:
+        """Class name → what else the source says of the class, as COCO's categories do: supercategory, keypoints, …"""
+        return {}
+
     def scan(self) -> Iterator[Entry]:
         """Every entry, in any order, as it is found.
 

@@ -119,6 +119,7 @@ class CocoSource(Source):
         self.rescale = rescale
         self._files: list[_File] = []
         self._classes: list[str] | None = None
+        self._categories: dict[str, dict[str, Any]] | None = None
         self._read_problems: list[str] = []
         self._read_refused: list[tuple[str, str]] = []
 
@@ -132,6 +133,12 @@ class CocoSource(Source):
         assert self._classes is not None
         return list(self._classes)
 
+    @property
+    def categories(self) -> dict[str, dict[str, Any]]:
+        if self._categories is None:
+            self._read()
+        return dict(self._categories or {})
+
     def _read(self) -> list[_File]:
         if not self._files:
             self._read_problems, self._read_refused = [], []
@@ -140,6 +147,7 @@ class CocoSource(Source):
                 file = _File(location, self._read_file(location))
                 file.split = split_of(location) if several else None
                 self._files.append(file)
+            self._categories = {name: more for file in self._files for name, more in file.content.categories.items()}
             self._classes = list(dict.fromkeys(name for file in self._files for name in file.content.classes))
         return self._files
 

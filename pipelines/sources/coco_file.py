@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from labelmill.pipelines.sources.base import SourceError, valid_text
+from labelmill.pipelines.sources.metadata import json_value
 
 Record = dict[str, Any]
 Id = int | float | str
@@ -27,6 +28,7 @@ class CocoFile:
     Attributes:
         classes: Category names in the file's order, each once.
         names: Category id → name.
+        categories: Category name → what else its record says: supercategory, keypoints, skeleton.
         images: Image records that have a file name, in the file's order.
         annotations: Image id → its annotations in order of their ids; None when the file has none at all, so that
             nobody knows what is on the images.
@@ -37,6 +39,7 @@ class CocoFile:
 
     classes: list[str] = field(default_factory=list)
     names: dict[Id, str] = field(default_factory=dict)
+    categories: dict[str, Record] = field(default_factory=dict)
     images: list[Record] = field(default_factory=list)
     annotations: dict[Id, list[Record]] | None = None
     ambiguous: dict[Id, list[str]] = field(default_factory=dict)
@@ -153,6 +156,9 @@ def _read_categories(document: Record, content: CocoFile, report: Callable[[str]
             report(f"category {name!r} is listed more than once; its ids are taken for the same class")
         else:
             content.classes.append(name)
+            more = {key: value for key, value in category.items() if key not in ("id", "name")}
+            if more := {key: value for key, value in more.items() if value not in (None, "", [], {})}:
+                content.categories[name] = json_value(more)
 
 
 def _read_images(values: list[Any], content: CocoFile, report: Callable[[str], None]) -> set[Id]:

@@ -41,7 +41,7 @@ def image_suffixes() -> frozenset[str]:
     from PIL import Image, ImageFile
 
     Image.init()
-    readable = set(HEIF_SUFFIXES)
+    readable = {*HEIF_SUFFIXES, ".mpo"}  # two views in one JPEG, which Pillow opens as one
     for suffix, kind in Image.registered_extensions().items():
         factory = Image.OPEN[kind][0] if kind in Image.OPEN else None
         stub = isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)

@@ -38,15 +38,21 @@ class Prompted(ABC):
 
     @abstractmethod
     def _predict(
-        self, embedded: Any, prompts: np.ndarray, kind: Kind, size: tuple[int, int]
+        self,
+        embedded: Any,
+        prompts: np.ndarray,
+        kind: Kind,
+        size: tuple[int, int],
+        labels: np.ndarray | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the mask decoder.
 
         Args:
             embedded: One image.
-            prompts: float32 (n, 4), boxes as xyxy, or (n, 2), points as xy; in pixels of the image, n ≥ 1.
+            prompts: float32 (n, 4), boxes as xyxy, or (n, 2 k), k points each as xy; in pixels of the image, n ≥ 1.
             kind: Which of the two. A box has one mask; a point, which could mean a whole or its parts, several.
             size: Height and width of the image.
+            labels: int (n, k), of points: 1 for one on the object, 0 for one beside it; None if all are on it.
 
         Returns:
             Logits (n, masks of a prompt, h, w) and predicted IoU (n, masks of a prompt), float32.
@@ -66,6 +72,19 @@ class Prompted(ABC):
         """See `Segmenter`."""
         parts = self._decode(embedded, points, "point", (height, width), chunk, floor)
         return [mask for part in parts for mask in part]
+
+    def decode_labelled(
+        self, embedded: Any, points: np.ndarray, labels: np.ndarray, height: int, width: int
+    ) -> list[Mask | None]:
+        """See `Segmenter`."""
+        import torch
+
+        prompts = points.reshape(1, -1)
+        logits, predicted = self._predict(embedded, prompts, "point", (height, width), labels[None])
+        with inference(self.device, torch.float32):
+            pairs = zip(logits.shape[-2:], self._stages(height, width), strict=True)
+            axes = [Axis(count, stages, self.device) for count, stages in pairs]
+            return masks(logits[0], predicted[0], *axes)
 
     def _decode(
         self, embedded: Any, prompts: np.ndarray, kind: Kind, size: tuple[int, int], chunk: int, floor: float | None

@@ -240,7 +240,12 @@ class SegmentAnything(Prompted):
             return list(self._model.image_encoder(pixels).float())
 
     def _predict(
-        self, embedded: torch.Tensor, prompts: np.ndarray, kind: Kind, size: tuple[int, int]
+        self,
+        embedded: torch.Tensor,
+        prompts: np.ndarray,
+        kind: Kind,
+        size: tuple[int, int],
+        labels: np.ndarray | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
@@ -251,8 +256,10 @@ class SegmentAnything(Prompted):
             if kind == "box":
                 sparse, dense = model.prompt_encoder(points=None, boxes=given, masks=None)
             else:
-                labels = torch.ones(given.shape[:2], dtype=torch.int, device=self.device)
-                sparse, dense = model.prompt_encoder(points=(given, labels), boxes=None, masks=None)
+                told = torch.ones(given.shape[:2], dtype=torch.int, device=self.device)
+                if labels is not None:
+                    told = torch.from_numpy(labels).int().to(self.device).reshape(told.shape)
+                sparse, dense = model.prompt_encoder(points=(given, told), boxes=None, masks=None)
             position = model.prompt_encoder.get_dense_pe()
         with inference(self.device, self.dtype):
             logits, predicted = model.mask_decoder(

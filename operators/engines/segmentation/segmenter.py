@@ -60,6 +60,23 @@ class Segmenter(Protocol):
         """
         ...
 
+    def decode_labelled(
+        self, embedded: Any, points: np.ndarray, labels: np.ndarray, height: int, width: int
+    ) -> list[Mask | None]:
+        """The masks of what several points together could mean.
+
+        Args:
+            embedded: What `encode` gave for the image.
+            points: float32 (k, 2), xy in pixels of the image, k ≥ 1.
+            labels: int (k,): 1 for a point on the object, 0 for one beside it.
+            height: Of the image, in pixels.
+            width: Of the image, in pixels.
+
+        Returns:
+            All of them; None for one whose logits are not finite.
+        """
+        ...
+
 
 def check(card: ModelCard, points: bool = False) -> None:
     """Refuse a card that its engine cannot build, without loading anything.

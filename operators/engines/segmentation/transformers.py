@@ -243,7 +243,12 @@ class TransformersSam(Prompted):
         return [[each[index : index + 1] for each in maps] for index in range(len(items))]
 
     def _predict(
-        self, embedded: list[torch.Tensor], prompts: np.ndarray, kind: Kind, size: tuple[int, int]
+        self,
+        embedded: list[torch.Tensor],
+        prompts: np.ndarray,
+        kind: Kind,
+        size: tuple[int, int],
+        labels: np.ndarray | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
@@ -255,8 +260,10 @@ class TransformersSam(Prompted):
             if kind == "box":
                 sparse, dense = model.get_prompt_embeddings(input_boxes=given.flatten(2))
             else:
-                labels = torch.ones(given.shape[:3], dtype=torch.int, device=self.device)
-                sparse, dense = model.get_prompt_embeddings(input_points=given, input_labels=labels)
+                told = torch.ones(given.shape[:3], dtype=torch.int, device=self.device)
+                if labels is not None:
+                    told = torch.from_numpy(labels).int().to(self.device).reshape(told.shape)
+                sparse, dense = model.get_prompt_embeddings(input_points=given, input_labels=told)
             position = model.get_image_wide_positional_embeddings()
         finer = {} if len(embedded) == 1 else {"high_resolution_features": embedded[:-1]}
         with inference(self.device, self.dtype):

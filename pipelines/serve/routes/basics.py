@@ -16,7 +16,8 @@ router = APIRouter(tags=["server"])
 @router.get("/healthz")
 async def healthz(request: Request) -> Response:
     """Whether this process can answer at all. Not when a GPU is lost: it must then be started again."""
-    lost = request.app.state.server.models.lost()
+    server = request.app.state.server
+    lost = server.models.lost() or (server.pipeline.lost() if server.pipeline is not None else None)
     if lost is not None:
         return _status(
             503, {"status": "unhealthy", "message": f"the accelerator is lost, start the server again: {lost}"}

@@ -394,6 +394,16 @@ def test_a_server_that_hangs_is_seen_before_it_has_hung_for_every_image(clock: l
     assert watch.reason is not None
 
 
+def test_a_worker_that_had_nothing_to_do_for_long_is_not_in_an_outage(clock: list[float]) -> None:
+    watch = Watch()
+    for _ in range(20):
+        watch.note(False)
+    clock.append(3600.0)
+    for _ in range(10):
+        watch.note(True)
+    assert watch.reason is None
+
+
 def test_whoever_wants_to_goes_on() -> None:
     watch = Watch(Limits(keep_going=True))
     for _ in range(1000):

@@ -276,3 +276,15 @@ def test_reading_leaves_pillow_as_it_was() -> None:
         _failure(data)
     assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
     assert Image.open(io.BytesIO(GOOD["rgba.png"])).mode == "RGBA"
+
+
+def test_a_png_with_megabytes_of_text_is_not_damaged() -> None:
+    """Pillow's own limits are for text; the picture is whole."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("parameters", "a long prompt, " * 300_000, zip=True)
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 6, 3), 90, np.uint8)).save(file, "PNG", pnginfo=info)
+    assert (decode(file.getvalue()).pixels == 90).all()
+    assert image_size(file.getvalue()) == (6, 4)

@@ -207,3 +207,7 @@ def test_a_cluster_that_is_named_is_used(monkeypatch: pytest.MonkeyPatch) -> Non
             go([{"user_local:Where": {"gb": 0.1}}], options, output=f"run{len(asked)}")
     go([{"user_local:Where": {"gb": 0.1}}], Options(local=True, workers=2), output="here")
     assert asked == [None, None, "auto"]
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # as in a job of a cluster
+    with pytest.raises(ZeroDivisionError):
+        go([{"user_local:Where": {"gb": 0.1}}], output="job")

@@ -247,13 +247,11 @@ def test_an_object_store_that_asks_to_slow_down(server: FlakyServer, monkeypatch
     changes = {"source": {"coco": "labels.json", "storage_options": options}}
     Path(file).write_text(yaml.safe_dump({**yaml.safe_load(Path(file).read_text()), **changes}))
     away = {"/bucket/03.png", "/bucket/04.png"}
-    files = {f"/bucket{path}": data for path, data in FILES.items()}
+    server.files = {f"/bucket{path}": data for path, data in FILES.items()}
 
     def trouble(path: str, before: int) -> Answer | None:
-        name = path.partition("?")[0]
-        if name in away:
-            return Answer(503, {"Content-Type": "application/xml"}, body=SLOW_DOWN)
-        return Answer(200, body=files[name]) if name in files else None
+        slow = path.partition("?")[0] in away
+        return Answer(503, {"Content-Type": "application/xml"}, body=SLOW_DOWN) if slow else None
 
     server.trouble = trouble
     summary = go(file)

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
+from labelmill.operators.base import OperatorParams, TableOperator, TableResult
+from labelmill.operators.columns.schemas import DETECTIONS
 from labelmill.operators.review import REVIEWS
 from labelmill.pipelines.cli import app
 from labelmill.pipelines.errors import UserError
@@ -19,6 +21,7 @@ from labelmill.pipelines.sources.labels import detection
 from tests.pipelines.evaluation.labelled_runs import (
     FOUND,
     HEIGHT,
+    TAKE_ALL,
     TRUE,
     WIDTH,
     annotation,
@@ -192,6 +195,15 @@ class TestEveryKindOfTruth:
         assert (report["labels"]["images"], report["coverage"]["kept"]) == (2, 3)
         assert "without 1 that nobody has labelled" in told(run, "--truth", "voc")
 
+    def test_yolo_s_image_without_label_file_is_unread_too(self) -> None:
+        yolo()
+        Path("yolo/labels/train/b.txt").unlink()
+        found = evaluate_run(found_run([FOUND[0], FOUND[4]]), "yolo")
+        assert (shares(found), found["coverage"]["unread"]) == (PERFECT, 1)
+        Path("yolo/labels/train/b.txt").touch()
+        found = evaluate_run("run", "yolo")
+        assert found["labels"]["precision"] == 0.5, "an empty file says that nothing is there"
+
     def test_the_same_files_are_the_same_images_whatever_their_keys(self) -> None:
         """Both folders hold an a.png: which is meant is known by the file."""
         yolo()
@@ -215,6 +227,13 @@ class TestEveryKindOfTruth:
         found = evaluate_run(run, "run/exports/coco/annotations/instances.json")
         assert shares(found) == PERFECT, "though its files are called 00000001-a.png"
 
+    @pytest.mark.parametrize("name", ["coco", "yolo", "voc", "cvat", "label_studio", "huggingface", "webdataset"])
+    def test_every_export_of_labels_is_truth_by_its_folder_alone(self, name: str) -> None:
+        run = found_run([FOUND[0], FOUND[4]], export={name: {}})
+        found = evaluate_run(run, f"run/exports/{name}")
+        assert shares(found) == PERFECT
+        assert (found["labels"]["images"], found["labels"]["objects"]) == (2, 2)
+
     def test_another_run(self) -> None:
         run = found_run()
         other = found_run([FOUND[0], FOUND[4]], output="other")
@@ -237,7 +256,30 @@ class TestEveryKindOfTruth:
             assert found["coverage"]["kind"] == "review"
 
 
+class RawCats(TableOperator):
+    """A detector that sees one cat in each image."""
+
+    labels = "raw"
+
+    class Params(OperatorParams):
+        pass
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([("detections", DETECTIONS)])
+
+    def compute(self, table: pa.Table) -> TableResult:
+        cats = [[detection((10, 10, 40, 40), "cat", 0.2)]] * len(table)
+        return TableResult(pa.table([pa.array(cats, DETECTIONS)], schema=self.writes()))
+
+
 class TestNothingIsSilent:
+    def test_raw_detections_are_judged_and_called_so(self) -> None:
+        run = found_run(steps=["inspect", f"{__name__}:RawCats"])
+        found = evaluate_run(run, coco("truth.json", TRUE))["labels"]
+        assert (found["labels"], found["recall"], found["raw"]) == (2, 0.5, True)
+        assert "these are raw: no step has decided" in told(run, "--truth", "truth.json")
+        assert not evaluate_run(found_run(output="decided"), "truth.json")["labels"]["raw"]
+
     def test_a_source_s_own_labels_give_figures(self) -> None:
         """Case 17-evaluate-says-nothing."""
         run = found_run(steps=["inspect"])
@@ -266,6 +308,14 @@ class TestNothingIsSilent:
         Path("voc/JPEGImages/a.png").unlink()
         with pytest.raises(UserError, match=r"has labels for none \(1 unread\)"):
             evaluate_run(found_run(), "voc")
+
+    def test_a_run_that_kept_none_of_them_says_so(self) -> None:
+        nothing = ["inspect", {"keep": "width > 9999"}]
+        truth = coco("truth.json", TRUE)
+        with pytest.raises(UserError, match="of the 2 images that it has labels for the run kept none"):
+            evaluate_run(found_run(steps=nothing), truth)
+        run = found_run(steps=[*nothing, TAKE_ALL], output="steps")
+        assert "the run has 2 of them and kept 0" in told(run, "--truth", truth)
 
     def test_images_of_the_source_that_nobody_labelled_take_no_part(self) -> None:
         """b.png and c.png have no label file: the run's own labels do not say that they are empty."""

@@ -46,6 +46,14 @@ def objects(draw: st.DrawFn) -> dict[str, Any]:
     return label
 
 
+def one_of_each_mask(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without those that are the same object where a format has no box beside a mask, or no crowd beside an object."""
+    kept: dict[Any, dict[str, Any]] = {}
+    for number, each in enumerate(found):
+        kept.setdefault((each["class"], each["mask"]) if each["mask"] is not None else number, each)
+    return list(kept.values())
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_read_by_its_folder_it_gives_the_same_labels(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     originals = tmp_path_factory.mktemp("originals")
@@ -54,7 +62,7 @@ def test_read_by_its_folder_it_gives_the_same_labels(name: str, tmp_path_factory
     @few
     @given(found=st.lists(st.lists(objects(), max_size=4), min_size=1, max_size=3), divided=st.booleans())
     def check(found: list[list[dict[str, Any]]], divided: bool) -> None:
-        found = [without_repeats(each) for each in found]
+        found = [one_of_each_mask(without_repeats(each)) for each in found]
         images = [
             picture(originals, n, each, SPLITS[n - 1] if divided else None, format="JPEG", key=f"{n}.jpg",
                     width=WIDTH, height=HEIGHT)

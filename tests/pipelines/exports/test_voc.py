@@ -124,7 +124,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         images = [picture(tmp_path / "source", number, [detection("disc", (1, 1, 9, 9))], "train") for number in (1, 2)]
         export(tmp_path / name, images, ("train",))
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
-    assert len(tree(tmp_path / "one")) == 6
+    assert len(tree(tmp_path / "one")) == 7
 
 
 def test_an_object_store(s3: str, tmp_path: Path) -> None:

@@ -33,3 +33,18 @@ def world_file(tmp_path: Path, scenes: list[bytes]) -> Path:
     path = tmp_path / "scene"
     path.write_bytes(scenes[0])
     return path
+
+
+@pytest.fixture
+def points_card(working_directory: Path) -> str:
+    """The name of a card of a SAM with drawn weights that knows points, where this test's server finds it."""
+    folder = working_directory / "conf" / "models"
+    folder.mkdir(parents=True)
+    (folder / "sam-points.yaml").write_text(
+        "task: segmentation\nengine: segment_anything\narchitecture: Sam\nweights: {random: 3}\nlicence: none\n"
+        "memory_gb: 0.1\nconfig: {image_size: 64, patch_size: 16, encoder_embed_dim: 32, encoder_depth: 1,"
+        " encoder_num_heads: 2, encoder_global_attn_indexes: [], mlp_ratio: 2, window_size: 2, prompt_embed_dim: 32,"
+        " num_multimask_outputs: 3, decoder_depth: 1, decoder_num_heads: 2, decoder_mlp_dim: 32,"
+        " iou_head_hidden_dim: 16}\n"
+    )
+    return "sam-points"

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import base64
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -47,3 +51,26 @@ def as_in_a_run(operator: Operator, files: list[bytes], **columns: pa.Array) -> 
     images = ShardImages([str(place) for place in range(len(files))], lambda uri: files[int(uri)])
     table, _ = apply(Job(Worker(operator), rows, np.ones(len(files), dtype=bool)), images)
     return table.to_pylist()
+
+
+@contextmanager
+def listening(ontology: dict[str, Any] | None = None, **settings: Any) -> Iterator[str]:
+    """The address of a server that listens on this machine, in a thread."""
+    import torch
+    import uvicorn
+
+    torch.set_num_threads(1)
+    classes = Ontology.model_validate(ontology) if ontology is not None else None
+    config = uvicorn.Config(create_app(Settings(**settings), classes), port=0, log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until = time.monotonic() + 60
+    while not server.started and thread.is_alive() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert server.started
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
