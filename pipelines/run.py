@@ -21,6 +21,7 @@ from labelmill.pipelines.engine.runners import Segment, runner_for
 from labelmill.pipelines.errors import UserError
 from labelmill.pipelines.run_folder.arrived import Arrived, strict_problem, write_categories, write_refused
 from labelmill.pipelines.run_folder.guard import guarded
+from labelmill.pipelines.run_folder.intake import Intake, take_in
 from labelmill.pipelines.run_folder.layout import Layout
 from labelmill.pipelines.run_folder.outcomes import summarise, write_json
 from labelmill.pipelines.run_folder.reopen import (
@@ -31,7 +32,6 @@ from labelmill.pipelines.run_folder.reopen import (
     state_of,
     write_pipeline,
 )
-from labelmill.pipelines.run_folder.shards import Intake, take_in
 from labelmill.pipelines.run_folder.store import Store
 from labelmill.pipelines.sources import Fetcher, Source, open_source
 from labelmill.pipelines.steps import Step
@@ -54,7 +54,7 @@ def run(pipeline: Pipeline, options: Options, reporter: Reporter) -> dict[str, A
 def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter) -> dict[str, Any]:
     source, fetch = _open(pipeline)
     store.clean()
-    intake = take_in(source, store, pipeline.settings.shard_size)
+    intake = take_in(source, store, pipeline.settings.shard_size, pipeline.steps, fetch=fetch)
     reporter.source_read(intake)
     write_pipeline(pipeline, store)
     write_categories(store, source.categories)

@@ -31,6 +31,19 @@ THREADS = 2
 CHUNK = 8
 """Images that a thread prepares at a time, at most."""
 
+PART = 32
+"""Images of a part, at least; see `part_size`."""
+
+
+def part_size(operator: ImageOperator) -> int:
+    """How many images of a shard are a part, at whose end no micro-batch waits to be filled.
+
+    A killed shard goes on where a part ended. As the cuts are always there, killed or not, the micro-batches are the
+    same and so are the results, to the last bit. A multiple of the batch, so that a batch is cut short only where
+    images fail or differ in shape.
+    """
+    return operator.batch * -(-PART // operator.batch)
+
 
 @dataclass(slots=True)
 class Timing:
@@ -57,12 +70,17 @@ class Job:
         rows: `image_id`, `key` and the operator's read columns, one row per image of the shard.
         active: bool, one per row: the images still in play. The others are passed over.
         on_progress: Told after every micro-batch how many images are done.
+        on_part: Given a table of the shard, as `apply` gives, in which only the images that are done so far have a
+            decision; called at the end of each part of `part_size` images, when it is wanted.
+        wants_part: Whether `on_part` is to be called now.
     """
 
     worker: Worker
     rows: pa.Table
     active: np.ndarray
     on_progress: Callable[[int], None] | None = None
+    on_part: Callable[[pa.Table], None] | None = None
+    wants_part: Callable[[], bool] = lambda: False
 
 
 def apply(job: Job, images: ShardImages | None = None, threads: int = THREADS) -> tuple[pa.Table, Timing]:
@@ -123,9 +141,7 @@ def apply_together(jobs: Sequence[Job], images: ShardImages, threads: int = THRE
     results = []
     for stream in streams:
         stream.finish()
-        operator, rows = stream.operator, stream.job.rows
-        table = step_table(operator, rows.column("image_id"), stream.indices, stream.values)
-        results.append((table, Timing(wait, stream.infer)))
+        results.append((stream.table(), Timing(wait, stream.infer)))
     shared = (time.perf_counter() - started - sum(stream.infer for stream in streams)) / len(streams)
     for _, timing in results:
         timing.total = timing.infer + shared
@@ -149,6 +165,7 @@ class _Stream:
         self._waiting: dict[Hashable, list[tuple[int, Any]]] = defaultdict(list)
         self._done = 0
         self._columns = [(name, job.rows.column(name)) for name in job.rows.column_names]
+        self._part = part_size(operator)
 
     def row(self, index: int) -> dict[str, Any]:
         """What `prepare` is told of a row."""
@@ -158,6 +175,18 @@ class _Stream:
         """A prepared item, a failed decision, or _ABSENT for an image that the operator does not see."""
         if item is _ABSENT:
             return
+        self._take(item)
+        if len(self.values) % self._part == 0:
+            self.finish()
+            if self.job.on_part is not None and self.watch.reason is None and self.job.wants_part():
+                self.job.on_part(self.table())
+
+    def table(self) -> pa.Table:
+        """What is done."""
+        done = self.indices[: len(self.values)]
+        return step_table(self.operator, self.job.rows.column("image_id"), done, self.values)
+
+    def _take(self, item: Any) -> None:
         position = len(self.values)
         if self.watch.reason is not None and not isinstance(item, Decision):
             item = _NOT_TRIED

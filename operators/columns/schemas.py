@@ -89,6 +89,7 @@ SHARD = pa.schema(
         pa.field("problem", pa.string()),  # what is wrong with the source's entry, if anything
         pa.field("label_state", pa.string()),  # one of LABEL_STATES
         pa.field("refused", REFUSED),  # null: none
+        pa.field("stamp", pa.string()),  # changes with what the source says of the image, all but its version
     ]
 )
 """One row per image in ``shards/*.parquet``."""

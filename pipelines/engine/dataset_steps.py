@@ -27,12 +27,11 @@ from labelmill.pipelines.engine.outages import stopped
 from labelmill.pipelines.engine.provisional import is_provisional
 from labelmill.pipelines.engine.receipts import OnNews, Receipt, Working, receipt_of
 from labelmill.pipelines.engine.work import PARTIAL_SECONDS, load
+from labelmill.pipelines.run_folder.invalidate import GENERATION
 from labelmill.pipelines.run_folder.layout import Layout, active_rows, column_of
 from labelmill.pipelines.run_folder.shards import read_shard
 from labelmill.pipelines.run_folder.store import TEMPORARY
 from labelmill.pipelines.steps import Step
-
-GENERATION = b"labelmill.generation"
 
 StartTasks = Callable[[str], Tasks]
 """Gives an operator's `tasks`, for the folder that they may use."""

@@ -270,6 +270,8 @@ def _fingerprint(pipeline: Pipeline, layout: Layout, shards: dict[int, int], cla
     provisional = layout.provisional_state()
     if provisional:
         content["provisional"] = provisional
+    if layout.departed.revision:
+        content["revision"] = layout.departed.revision
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,6 +4,10 @@ A step's result for a shard is provisional when an image is undone in it, or whe
 images may come to it later. It can be read like any other, but the step is not done for that shard. The next run
 computes an image step for the images that have no result yet; table steps, which cost little, and dataset steps, which
 look at all images together, are computed anew. Then the file is one as any other, as if nothing had happened.
+
+The same file holds what is done of a shard while a slow model is at it, so that a kill costs a minute; and what is left
+of a shard after images of it changed, went or came back (`labelmill.pipelines.run_folder.invalidate`). A row without a
+decision is one to be computed, if the step sees its image.
 """
 
 from __future__ import annotations

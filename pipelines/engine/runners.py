@@ -13,8 +13,8 @@ from labelmill.operators.wording import counted
 from labelmill.pipelines.engine.placement import Phase, place
 from labelmill.pipelines.engine.receipts import News, OnNews
 from labelmill.pipelines.engine.resources import Resources, resources_here
+from labelmill.pipelines.run_folder.intake import Intake
 from labelmill.pipelines.run_folder.layout import Layout
-from labelmill.pipelines.run_folder.shards import Intake
 from labelmill.pipelines.sources import Fetcher
 from labelmill.pipelines.steps import Step
 

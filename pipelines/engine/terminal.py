@@ -17,8 +17,8 @@ from labelmill.operators.wording import counted
 from labelmill.pipelines.engine.placement import Phase
 from labelmill.pipelines.engine.receipts import Loading, News, Partial, Receipt, Working
 from labelmill.pipelines.run_folder.arrived import arrived_line
+from labelmill.pipelines.run_folder.intake import Intake
 from labelmill.pipelines.run_folder.layout import Layout
-from labelmill.pipelines.run_folder.shards import Intake
 from labelmill.pipelines.steps import Step
 
 PLAIN_SECONDS = 10.0
@@ -118,13 +118,19 @@ class TerminalReporter:
             )
         if intake.changed:
             changed = counted(len(intake.changed), "image has", "images have")
-            text = "changed since it was first read; its old results stand (another output redoes it)"
-            self._warn(f"{changed} {text}", intake.changed)
-        if intake.gone:
+            self._warn(f"{changed} changed: done again", intake.changed)
+        if intake.relabelled:
             self._warn(
-                f"{counted(len(intake.gone), 'image is', 'images are')} no longer in the source; old results stand",
-                intake.gone,
+                f"of {counted(len(intake.relabelled), 'image')} the source says something else (labels, split, "
+                "metadata): taken over",
+                intake.relabelled,
             )
+        if intake.gone:
+            new = f", {intake.left:,} of them since the last run" if 0 < intake.left < len(intake.gone) else ""
+            gone = counted(len(intake.gone), "image is", "images are")
+            self._warn(f"{gone} gone from the source{new}: left out, their image_ids stay theirs", intake.gone)
+        if intake.returned:
+            self.console.print(f"        {counted(intake.returned, 'image is', 'images are')} back")
 
     def _warn(self, text: str, examples: list[str]) -> None:
         self.console.print(f"[yellow]warning[/] {escape(text)}")
@@ -232,7 +238,7 @@ LEFT_OUT = {"unread": "nobody looked at them (unread: background)", "refused": "
 
 def outcome_line(images: int, outcome: dict[str, int]) -> str:
     """``5,000 images = 4,210 kept + 700 dropped + 88 duplicate + 2 failed``."""
-    kinds = ["kept", "dropped", "duplicate", "failed"] + ["undone"] * bool(outcome.get("undone"))
+    kinds = ["kept", "dropped", "duplicate", "failed"] + [kind for kind in ("undone", "gone") if outcome.get(kind)]
     parts = " + ".join(f"{outcome[kind]:,} {kind}" for kind in kinds)
     return f"{counted(images, 'image')} = {parts}"
 

@@ -35,6 +35,9 @@ CACHE_BYTES = 512 * 2**20
 
 PARTIAL_SECONDS = 1.0
 
+PART_SECONDS = 60.0
+"""How often what is done of a shard is written while it is computed, so that a killed worker loses no more."""
+
 
 class ShardWorker:
     """Applies image and table steps to one shard after another.
@@ -148,12 +151,23 @@ class _Shard:
         if before is not None:
             self._earlier[step.position] = before
             active = active & ~before.good
-        return Job(worker, shown, active, on_progress)
+        file, began = self.layout.provisional(step.position, self.shard), [time.monotonic()]
+
+        def write_part(table: pa.Table) -> None:
+            self.layout.store.write_table(file, self._joined(step, table))
+            began[0] = time.monotonic()
+
+        return Job(worker, shown, active, on_progress, write_part, lambda: time.monotonic() - began[0] >= PART_SECONDS)
+
+    def _joined(self, step: Step, table: pa.Table) -> pa.Table:
+        before = self._earlier.get(step.position)
+        return table if before is None else before.with_new(step.operator, table)
 
     def whole(self, step: Step, table: pa.Table) -> pa.Table:
         """A step's new rows with those that stand from an earlier run."""
-        before = self._earlier.pop(step.position, None)
-        return table if before is None else before.with_new(step.operator, table)
+        table = self._joined(step, table)
+        self._earlier.pop(step.position, None)
+        return table
 
     def write(self, step: Step, table: pa.Table) -> None:
         """Write a step's result, for good if nothing that it was made from can change."""

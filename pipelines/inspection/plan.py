@@ -14,9 +14,9 @@ from labelmill.pipelines.config.pipeline import Pipeline
 from labelmill.pipelines.engine.placement import Pool, place, segments
 from labelmill.pipelines.engine.resources import parse_resources, resources_here, stated_gpu_memory
 from labelmill.pipelines.inspection.look import missing_models
+from labelmill.pipelines.run_folder.intake import take_in
 from labelmill.pipelines.run_folder.layout import Layout
 from labelmill.pipelines.run_folder.reopen import open_output
-from labelmill.pipelines.run_folder.shards import take_in
 from labelmill.pipelines.sources import open_source
 
 
@@ -38,7 +38,9 @@ def plan_of(
     there = parse_resources(resources, stated) if resources else resources_here(workers, stated)
     before = missing_models(pipeline)
     store = open_output(pipeline)
-    intake = take_in(open_source(pipeline.settings.source), store, pipeline.settings.shard_size, write=False)
+    intake = take_in(
+        open_source(pipeline.settings.source), store, pipeline.settings.shard_size, pipeline.steps, write=False
+    )
     layout = Layout.of(store, pipeline.steps)
     steps = []
     for step in pipeline.steps:

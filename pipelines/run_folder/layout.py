@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from labelmill.operators.applying.patience import Limits
+from labelmill.pipelines.run_folder.departed import Departed, read_departed
 from labelmill.pipelines.run_folder.shards import read_shard, shard_name, shard_numbers
 from labelmill.pipelines.run_folder.store import Store
 from labelmill.pipelines.steps import Input, Step
@@ -27,20 +28,21 @@ class Layout:
         steps: All steps of the pipeline.
         folders: Folder of each step below ``steps/``, by position.
         limits: How the run meets what passes.
+        departed: The rows whose images the source no longer has.
     """
 
     store: Store
     steps: tuple[Step, ...]
     folders: tuple[str, ...]
     limits: Limits = field(default_factory=Limits)
+    departed: Departed = field(default_factory=Departed)
 
     @classmethod
     def of(cls, store: Store, steps: Sequence[Step], limits: Limits | None = None) -> Layout:
         """Find the folders of the steps. One with the same fingerprint is the same step, whatever its place or name."""
         there = {name.rpartition("-")[2]: name for name in store.names("steps")}
-        return cls(
-            store, tuple(steps), tuple(there.get(step.fingerprint, step.folder) for step in steps), limits or Limits()
-        )
+        folders = tuple(there.get(step.fingerprint, step.folder) for step in steps)
+        return cls(store, tuple(steps), folders, limits or Limits(), read_departed(store))
 
     def position(self, name: str) -> int:
         """The place of the step of that name."""
@@ -99,8 +101,13 @@ def column_of(layout: Layout, source: Input, shard: int, tables: dict[int, pa.Ta
 def active_rows(
     layout: Layout, step: Step, shard: int, rows: int, tables: dict[int, pa.Table] | None = None
 ) -> np.ndarray:
-    """Which images of a shard a step sees: those that every step it depends on has kept. bool, one per row."""
+    """Which images of a shard a step sees: those that the source has and every step it depends on has kept.
+
+    Returns:
+        bool, one per row.
+    """
     active = np.ones(rows, dtype=bool)
+    active[list(layout.departed.rows(shard))] = False
     for position in step.depends:
         decisions = column_of(layout, Input(position, "decision", pa.string()), shard, tables)
         active &= np.array([decision == "kept" for decision in decisions.to_pylist()], dtype=bool)

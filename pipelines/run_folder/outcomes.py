@@ -41,7 +41,7 @@ QUARANTINE = pa.schema(
 )
 """``quarantine.parquet``: one row per image that failed, at the first step where it did."""
 
-KINDS = ("kept", "dropped", "duplicate", "failed", "undone")
+KINDS = ("kept", "dropped", "duplicate", "failed", "undone", "gone")
 """What can become of an image; together they are all images."""
 
 COLUMNS = ["decision", "decision.reason", "decision.score", "decision.threshold"]
@@ -57,9 +57,9 @@ class Outcome:
 
     Attributes:
         shard: Its number.
-        final: kept, dropped, duplicate, failed or undone, one per row.
-        step: Position of the step that said so; -1 for kept.
-        decisions: Of each step, the four decision columns.
+        final: kept, dropped, duplicate, failed, undone or gone, one per row.
+        step: Position of the step that said so; -1 for kept and gone.
+        decisions: Of each step, the four decision columns; null for images that are gone.
     """
 
     shard: int
@@ -77,10 +77,13 @@ def outcomes(layout: Layout, shards: dict[int, int]) -> Iterator[Outcome]:
     for shard in sorted(shards):
         count = shards[shard]
         final, at = ["kept"] * count, [-1] * count
+        gone = layout.departed.rows(shard)
+        for row in gone:
+            final[row] = "gone"
         tables: list[pa.Table] = []
         cache: dict[int, pa.Table] = {}
         for step in layout.steps:
-            table = layout.table(step.position, shard, COLUMNS)
+            table = without(layout.table(step.position, shard, COLUMNS), gone)
             cache[step.position] = table
             tables.append(table)
             if table.num_rows != count:
@@ -94,6 +97,15 @@ def outcomes(layout: Layout, shards: dict[int, int]) -> Iterator[Outcome]:
             for row in note_decisions(final, decisions):
                 at[row] = step.position
         yield Outcome(shard, final, at, tables)
+
+
+def without(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+    """The table with null in all columns of some rows."""
+    if not rows:
+        return table
+    mask = np.zeros(table.num_rows, dtype=bool)
+    mask[list(rows)] = True
+    return table.take(pa.array(np.arange(table.num_rows), mask=mask))
 
 
 def note_decisions(final: list[str], decisions: Sequence[str | None]) -> list[int]:
@@ -112,9 +124,8 @@ def summarise(layout: Layout, shards: dict[int, int]) -> dict[str, Any]:
     """Write ``decisions.parquet`` and ``quarantine.parquet``; give the sums.
 
     Returns:
-        ``images``: how many; ``outcome``: how many were kept, dropped, duplicate, failed and undone; ``steps``: for
-        each step what it saw, and what became of it; ``reasons``: how often each step failed or dropped for which
-        reason.
+        ``images``: how many; ``outcome``: how many of them became what (`KINDS`); ``steps``: for each step what it saw,
+        and what became of it; ``reasons``: how often each step failed or dropped for which reason.
 
     Raises:
         SumsError: They do not close.
@@ -190,7 +201,7 @@ def _check_sums(images: int, total: Counter[str], steps: list[dict[str, Any]]) -
     if sum(total.values()) != images:
         raise SumsError(f"the run has {counted(images, 'image')} but outcomes for {sum(total.values())}")
     for sums in steps:
-        parts = sum(sums[kind] for kind in KINDS)
+        parts = sum(sums[kind] for kind in KINDS if kind != "gone")
         if sums["seen"] != parts:
             raise SumsError(
                 f"step {sums['step']!r} saw {counted(int(sums['seen']), 'image')} but decided about {parts}"

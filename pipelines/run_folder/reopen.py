@@ -91,8 +91,9 @@ def state_of(layout: Layout, shards: dict[int, int]) -> str:
         [step.name for step in layout.steps],
         sorted(shards.items()),
     ]
-    provisional = layout.provisional_state()
-    return hashlib.sha256(json.dumps([*content, provisional] if provisional else content).encode()).hexdigest()
+    # What a run has not met must not change the state of those made before it could.
+    content += [more for more in (layout.provisional_state(), layout.departed.revision) if more]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def reopen(folder: str) -> tuple[Pipeline, Layout, dict[int, int]]:

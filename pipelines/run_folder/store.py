@@ -130,6 +130,19 @@ class Store:
         if self.exists(name):
             self._ask("written", lambda: self.fs.rm(self.path(name)))
 
+    def rename(self, old: str, new: str) -> None:
+        """Give a file another name, in place of what had it. On an object store it is copied, then removed."""
+        if not self.is_local:
+            self._ask("written", lambda: self.fs.cp_file(self.path(old), self.path(new)))
+            self.remove(old)
+            return
+
+        def move() -> None:
+            self._folder(os.path.dirname(self.path(new)))
+            os.replace(self.path(old), self.path(new))
+
+        self._ask("written", move)
+
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A Parquet file, or some of its columns; detections as `operators.columns.schemas.DETECTIONS` whoever wrote
         them."""

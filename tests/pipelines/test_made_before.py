@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -42,4 +43,14 @@ def test_nothing_is_computed_again(working_directory: Path) -> None:
     said = CliRunner().invoke(app, ["run", "pipeline.yaml", "--inline", "--no-report"])
     assert said.exit_code == 0, said.output
     assert "every step is done for every shard; nothing to compute" in said.output
-    assert files(working_directory / "run") == before
+    after = files(working_directory / "run")
+    # A checkout gives files another time: what `inspect` knows of their bytes says that they were only touched, and
+    # their rows get the new version. Nothing else is written.
+    shards = {name for name in before if name.startswith("shards/")}
+    assert {name: data for name, data in after.items() if name not in shards} == {
+        name: data for name, data in before.items() if name not in shards
+    }
+    for name in shards:
+        old, new = (pq.read_table(folder / "run" / name) for folder in (BEFORE, working_directory))
+        kept = [column for column in old.column_names if column not in ("version", "labels")]
+        assert new.select(kept).equals(old.select(kept))

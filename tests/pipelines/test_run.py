@@ -216,10 +216,14 @@ def test_an_empty_source_is_a_clear_error() -> None:
 
 
 @pytest.mark.usefixtures("data")
-def test_another_shard_size_is_refused() -> None:
-    go()
-    with pytest.raises(UserError, match="shard_size"):
-        go(shard_size=7)
+def test_another_shard_size_is_for_images_that_are_new() -> None:
+    before = go()
+    Path("data/a/new.jpg").write_bytes(encode(noise(77)))
+    after = go(shard_size=7)
+    assert after["images"] == before["images"] + 1
+    rows = [row for shard in range(6) for row in pq.read_table(f"run/shards/{shard:05d}.parquet").to_pylist()]
+    assert len({row["image_id"] for row in rows}) == len({row["key"] for row in rows}) == IMAGES + 1
+    assert go(shard_size=5)["images"] == IMAGES + 1
 
 
 @pytest.mark.usefixtures("data")
@@ -228,11 +232,13 @@ def test_changed_and_vanished_images_are_named(capsys: pytest.CaptureFixture[str
     Path("data/a/0000.jpg").write_bytes(encode(noise(77)))
     Path("data/b/0001.jpg").unlink()
     capsys.readouterr()
-    go()
+    summary = go()
     told = capsys.readouterr().out
-    assert "1 image has changed" in told
+    assert "1 image has changed: done again" in told
     assert "a/0000.jpg" in told
-    assert "1 image is no longer in the source" in told
+    assert "1 image is gone from the source" in told
+    assert summary["outcome"]["gone"] == 1
+    assert sum(summary["outcome"].values()) == summary["images"] == IMAGES
 
 
 def test_missing_weights_are_told_before_any_image_is_read() -> None:

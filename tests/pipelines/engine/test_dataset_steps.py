@@ -10,8 +10,8 @@ import pytest
 from labelmill.operators.images.decoded import decode
 from labelmill.pipelines.engine.dataset_steps import run_dataset_step
 from labelmill.pipelines.engine.work import ShardWorker
+from labelmill.pipelines.run_folder.intake import take_in
 from labelmill.pipelines.run_folder.layout import Layout
-from labelmill.pipelines.run_folder.shards import take_in
 from labelmill.pipelines.run_folder.store import Store
 from labelmill.pipelines.sources import Fetcher, SourceSpec, open_source
 from labelmill.pipelines.steps import Step, chain
@@ -24,7 +24,8 @@ SHARD = 4
 
 def prepared(output: str, images: int) -> tuple[Layout, Step, list[int]]:
     """A run of which everything but the dataset step is done."""
-    folder_of_images(Path("data"), images)
+    if not Path("data").exists():
+        folder_of_images(Path("data"), images)
     steps: list[Step] = []
     steps.append(chain(steps, "bright", "b", Brightness(Brightness.Params())))
     steps.append(chain(steps, "keep", "k", Threshold(Threshold.Params(at_least=60.0))))
