@@ -284,7 +284,7 @@ def test_too_little_memory_for_one_picture(monkeypatch: pytest.MonkeyPatch) -> N
     summary = go(file, seconds=20)
     assert (summary["outcome"]["undone"], summary["outcome"]["failed"]) == (1, 0)
     monkeypatch.setattr(shard_images, "decode", decode)
-    assert go(file)["outcome"] == {"kept": 9, "dropped": 0, "duplicate": 0, "failed": 0, "undone": 0}
+    assert go(file)["outcome"] == {"kept": 9, "dropped": 0, "duplicate": 0, "failed": 0, "undone": 0, "gone": 0}
     assert sorted(logged("bright.log")) == list(range(1, 10))
     again = results("run")
     Path("run").rename("before")
