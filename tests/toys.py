@@ -104,13 +104,12 @@ class OnGpu(ImageOperator):
 
 
 class Slow(ImageOperator):
-    """Sleeps or computes for each image, and logs it."""
+    """Sleeps for each image, and logs it."""
 
     class Params(OperatorParams):
         batch: int = tuning(1)
         memory_gb: float = 0.0
         sleep: float = 0.0
-        compute: float = 0.0
         log: str = tuning("")
 
     def writes(self) -> pa.Schema:
@@ -124,9 +123,6 @@ class Slow(ImageOperator):
 
     def infer(self, items: list[Any]) -> list[dict[str, Any] | RowError]:
         time.sleep(self.params.sleep * len(items))
-        began = time.process_time()
-        while time.process_time() - began < self.params.compute:
-            pass
         log(self.params.log, *items)
         return [{"image": item} for item in items]
 

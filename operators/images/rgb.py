@@ -4,7 +4,8 @@
 stored as                    becomes
 ===========================  ==========================================================================================
 1 bit, grey, palette         the colours they stand for
-transparency of any kind     composited on white
+transparency of any kind     composited on white; on black where what is to be seen is white itself, as writing made
+                             for a dark page
 CMYK, YCCK                   ``255 · (1 − C) · (1 − K)``; JPEGs of four channels are read as Adobe writes them, inverted
 CIE L*a*b*                   sRGB by way of LittleCMS
 12 and 16 bits a channel     the upper 8 bits
@@ -49,10 +50,24 @@ def to_rgb(image: Image.Image, depth: int) -> Image.Image:
         if isinstance(key, tuple) and max(key) > 255:  # a colour of 16 bits, of which the pixels keep the upper 8
             image.info["transparency"] = tuple(value >> 8 for value in key)
         clear = image.convert("RGBA")
-        white = Image.new("RGB", clear.size, (255, 255, 255))
-        white.paste(clear, mask=clear)
-        return white
+        ground = Image.new("RGB", clear.size, (0, 0, 0) if _is_white(clear) else (255, 255, 255))
+        ground.paste(clear, mask=clear)
+        return ground
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+WHITE = 224
+"""From this luma on a pixel is lost on a white ground."""
+
+
+def _is_white(clear: Image.Image) -> bool:
+    """Whether an RGBA image would be lost on white: 98 % of what is to be seen is white, and a twentieth is clear."""
+    alpha = np.asarray(clear.getchannel("A"))
+    seen = alpha >= 128
+    if seen.mean() > 0.95 or not seen.any():
+        return False
+    luma = np.asarray(clear.convert("RGB").convert("L"))
+    return bool((luma[seen] >= WHITE).mean() >= 0.98)
 
 
 def _transparent(image: Image.Image) -> bool:

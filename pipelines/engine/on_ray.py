@@ -8,7 +8,6 @@ the processes that are there.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import uuid
@@ -20,7 +19,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from labelmill import IMPORT_PATH
 from labelmill.operators.applying.results import ContractError
 from labelmill.operators.registry import is_built_in
 from labelmill.pipelines.engine.dataset_steps import run_dataset_step
@@ -42,80 +40,6 @@ FOR_EVER = -1
 many deaths; `_PoolWorker` counts how often a shard was really begun."""
 
 
-@contextmanager
-def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterator[None]:
-    """Connect to a cluster, or start one on this machine and stop it at the end.
-
-    Args:
-        address: ``auto``, ``host:port`` or ``ray://…``; None for the one in RAY_ADDRESS, or a new local one.
-        cpus: CPUs of a new local cluster; None for all of the machine's.
-        verbose: Let Ray's own messages through.
-    """
-    if not verbose:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Or a thread that still waits for something when a run is stopped would start a cluster of its own.
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-    import ray
-
-    address = address or os.environ.get("RAY_ADDRESS")
-    level = logging.INFO if verbose else logging.ERROR
-    common: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "configure_logging": True}
-    try:
-        if address:
-            ray.init(address=address, **common)
-        else:
-            # Workers of a local cluster inherit the environment, and so find this checkout wherever it is.
-            checkout = str(IMPORT_PATH)
-            known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-            os.environ["PYTHONPATH"] = os.pathsep.join(
-                [checkout, *(path for path in known if path not in ("", checkout))]
-            )
-            _start_local(cpus, common)
-    except ConnectionError as error:
-        raise UserError(f"there is no Ray cluster at {address}: {error}") from error
-    try:
-        _quiet(verbose)
-        yield
-    finally:
-        with _no_stderr(not verbose):
-            ray.shutdown()
-
-
-def _start_local(cpus: int | None, common: dict[str, Any]) -> None:
-    """Start a cluster on this machine. Ray gives its first process 30 s, which on a busy machine may be too few."""
-    import ray
-
-    for attempts_left in (2, 1, 0):
-        try:
-            with _no_stderr(not common["log_to_driver"]):
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
-            return
-        except Exception as error:
-            ray.shutdown()
-            if "timed out during startup" not in str(error):
-                raise
-            if not attempts_left:
-                raise UserError("Ray did not start within three times 30 s; is the machine overloaded?") from error
-
-
-@contextmanager
-def _no_stderr(quiet: bool) -> Iterator[None]:
-    """Ray's C++ part announces its log level there before it obeys it."""
-    if not quiet:
-        yield
-        return
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
 def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetcher, on_news: OnNews) -> None:
     """Run the pools of a phase over shards, as one Ray Data execution.
 
@@ -131,8 +55,8 @@ def run_phase(layout: Layout, phase: Phase, shards: Sequence[int], fetch: Fetche
         dataset: Any = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
         for pool in phase.pools:
             size = min(pool.workers, len(items))
-            # A second shard waits at each worker, so that none asks for its next: unless those who start first would
-            # so take the only one of those who start later.
+            # A worker has its next shard before it ends one. Where shards are few that would leave none for workers
+            # that start last.
             ahead = 2 if len(items) > 4 * size else 1
             how: dict[str, Any]
             if len(phase.pools) == 1 and _holds_nothing(layout, pool):
@@ -306,18 +230,3 @@ def _cause(error: BaseException) -> BaseException:
         inner = getattr(seen, "cause", None)
         seen = inner if isinstance(inner, BaseException) else seen.__cause__
     return error
-
-
-def _quiet(verbose: bool) -> None:
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = verbose
-    context.print_on_execution_start = verbose
-    context.op_resource_reservation_enabled = False
-    context.execution_no_progress_timeout_s = -1  # `ray_news.Watch` sees more
-    context.target_max_block_size = None
-    context.raise_original_map_exception = True
-    if not verbose:
-        for name in ("ray.data", "ray"):
-            logging.getLogger(name).setLevel(logging.ERROR)

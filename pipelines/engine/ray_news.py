@@ -193,7 +193,7 @@ class Watch:
                 f"no worker has reported anything for {silent}: all have died, or cannot be started again. See `ray "
                 f"status` for the nodes that are left. {kept}"
             )
-        if now - self._moved > STILL_SECONDS:
+        if self._ever and now - self._moved > STILL_SECONDS:
             raise UserError(
                 f"no worker has done an image or computed anything for {_minutes(STILL_SECONDS)}, though they live: "
                 "they wait for something that does not come, such as a file system or a server. --inline shows where. "

@@ -160,6 +160,7 @@ def _ray(options: Options, reporter: Reporter) -> Iterator[Runner]:
     where = options.address or os.environ.get("RAY_ADDRESS")
     reporter.note(f"runs on the Ray cluster at {where}" if where else "starting Ray on this machine")
     from labelmill.pipelines.engine import on_ray, ray_resources
+    from labelmill.pipelines.engine.ray_session import ray_session
 
     def run(segment: Segment) -> None:
         layout, steps = segment.layout, segment.steps
@@ -172,5 +173,5 @@ def _ray(options: Options, reporter: Reporter) -> Iterator[Runner]:
         for phase in phases:
             on_ray.run_phase(layout, phase, segment.shards, segment.fetch, segment.on_news)
 
-    with on_ray.ray_session(options.address, options.workers, options.verbose):
+    with ray_session(options.address, options.workers, options.verbose):
         yield run

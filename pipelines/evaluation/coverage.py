@@ -59,6 +59,8 @@ def no_labels(truth: Truth, run: FinishedRun, where: str) -> str:
     states = Counter(truth.left_out[key] for key in truth.left_out if run.outcome.get(key) == "kept")
     judged = sum(run.outcome.get(key) == "kept" for key in truth.images)
     start = f"nothing of the run {run.folder} can be held against the truth {where}: "
+    if not judged and (there := truth.images.keys() & run.outcome.keys()):
+        return f"{start}of the {counted(len(there), 'image')} that it has labels for the run kept none"
     if not judged:
         told = ", ".join(f"{count:,} {state}" for state, count in sorted(states.items())) or "none"
         first = f"; first: {truth.problems[0]}" if truth.problems else ""

@@ -85,7 +85,10 @@ def _evaluate(truth: Truth, run: FinishedRun, where: str, calibration: Calibrati
     }
     parts = {name: part for name, part in every.items() if part is not None}
     if parts.keys() <= {"labels", "verification", "thresholds", "calibration", "fusion"}:
-        problem = no_class(truth, run, labels, where) if labels and labels["images"] else no_labels(truth, run, where)
+        if labels is None or not truth.images.keys() & run.outcome.keys():
+            problem: str | None = no_labels(truth, run, where)
+        else:
+            problem = no_class(truth, run, labels, where)
         if problem is not None:
             raise UserError(problem)
     return {"coverage": coverage(truth, run), **parts}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +20,31 @@ from labelmill.pipelines.errors import UserError
 from labelmill.pipelines.serve.batcher import Batcher
 from labelmill.pipelines.serve.errors import ApiError
 from labelmill.pipelines.serve.images import RequestImage
+from labelmill.pipelines.serve.metrics import Metrics
 from labelmill.pipelines.serve.models import Model
+from labelmill.pipelines.serve.settings import Settings
 from labelmill.pipelines.serve.work import OperatorWork
 from labelmill.pipelines.steps import Step
 
 if TYPE_CHECKING:
     from labelmill.pipelines.config.pipeline import Pipeline
-    from labelmill.pipelines.serve.server import Server
+
+
+class Serving(Protocol):
+    """What a chain asks of the server."""
+
+    settings: Settings
+    metrics: Metrics
+
+    async def see(
+        self,
+        model: Model,
+        work: Any,
+        images: Sequence[RequestImage],
+        rows: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[Any]:
+        """See `Server.see`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,7 @@ class Chain:
         left_out: The names of the others.
     """
 
-    def __init__(self, pipeline: Pipeline, server: Server) -> None:
+    def __init__(self, pipeline: Pipeline, server: Serving) -> None:
         """Load the models of all steps.
 
         Raises:

@@ -180,7 +180,7 @@ def _memory() -> float:
 
 @contextmanager
 def _tasks(folder: Path) -> Iterator[Tasks]:
-    from labelmill.pipelines.engine.on_ray import ray_session
+    from labelmill.pipelines.engine.ray_session import ray_session
     from labelmill.pipelines.engine.ray_tasks import RayTasks
 
     (folder / "partitions").mkdir()

@@ -170,3 +170,22 @@ def test_duplicate_groups_stay_in_one_split() -> None:
     assert steps["split"].operator.params.group == "deduplicate.group"
     without = load_pipeline(write(GOOD.replace("  - deduplicate: {keep: sharpest}\n", "")))
     assert without.steps[-1].operator.params.group is None
+
+
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_names_that_yaml_takes_for_other_things_stay_text(tmp_path: Path, in_a_file: bool) -> None:
+    """Case 14: yes, no, on, null, 1.50, 007 as classes, and as keys of scores."""
+    names = ["yes", "no", "on", "null", "1.50", "007", "~", "2024-01-01", "1e3"]
+    lines = [f"{name}: [{name}]" if name in ("null", "~") else f"{name}: {name}" for name in names]
+    written = f"ontology: [{', '.join(names)}]\n"
+    if in_a_file:
+        (tmp_path / "classes.yaml").write_text("\n".join(lines))
+        written = f"ontology: {tmp_path / 'classes.yaml'}\n"
+    (tmp_path / "p.yaml").write_text(
+        f"name: words\nsource: {{folder: images}}\n{written}"
+        "steps:\n  - detect: {model: grounding-dino-random}\n  - select: {score: {default: 0.3, yes: 0.5, 007: 0.1}}\n"
+    )
+    pipeline = load_pipeline(tmp_path / "p.yaml")
+    assert pipeline.settings.ontology is not None
+    assert list(pipeline.settings.ontology.classes) == names
+    assert [prompt for prompt, _ in pipeline.settings.ontology.prompts()] == names

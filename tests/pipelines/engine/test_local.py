@@ -199,7 +199,7 @@ def test_what_runs_is_chosen_by_size_and_said(options: Options, images: int, tol
 def test_a_cluster_that_is_named_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(
-        "labelmill.pipelines.engine.on_ray.ray_session", lambda address, *_: asked.append(address) or 1 / 0
+        "labelmill.pipelines.engine.ray_session.ray_session", lambda address, *_: asked.append(address) or 1 / 0
     )
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     for options in (Options(), Options(ray=True), Options(address="auto")):

@@ -143,21 +143,21 @@ def go(*steps: dict[str, Any]) -> list[int]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds within which a worker starts even on a busy machine, and tells what it does."""
     monkeypatch.setattr(ray_news, "SILENT_SECONDS", 60.0)
-    monkeypatch.setattr(ray_news, "STILL_SECONDS", 8.0)
+    monkeypatch.setattr(ray_news, "STILL_SECONDS", 10.0)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_a_slow_operator_goes_on_for_longer_than_any_bound() -> None:
-    """One step sleeps for 12 s, two an image; another computes for 10 in one call, of which nothing is heard."""
-    assert sorted(go({"sleep": 2.0}, {"compute": 10.0, "batch": 6})) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+    """Its only shard takes 18 s, and the run may stand still for ten."""
+    assert go({"sleep": 3.0}) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_an_operator_that_waits_for_nothing_is_stopped_with_a_sentence() -> None:
     began = time.monotonic()
-    with pytest.raises(UserError, match="no worker has done an image or computed anything for 8 s, though they live"):
+    with pytest.raises(UserError, match="no worker has done an image or computed anything for 10 s, though they live"):
         go({"sleep": 1e5})
     assert time.monotonic() - began < 60
     assert not list(Path("run").glob("steps/*/*.parquet"))
@@ -168,10 +168,10 @@ def test_workers_that_a_cluster_never_starts_are_a_sentence(monkeypatch: pytest.
     """Others took the cluster's only CPU when the plan was made: Ray waits for it without an end and without a word."""
     import ray
 
-    from labelmill.pipelines.engine import on_ray
+    from labelmill.pipelines.engine import ray_session
 
     monkeypatch.setattr(ray_news, "SILENT_SECONDS", 5.0)
-    session = on_ray.ray_session
+    session = ray_session.ray_session
 
     def taken(*arguments: Any) -> Any:
         with session(*arguments):
@@ -183,6 +183,6 @@ def test_workers_that_a_cluster_never_starts_are_a_sentence(monkeypatch: pytest.
 
     from contextlib import contextmanager
 
-    monkeypatch.setattr(on_ray, "ray_session", contextmanager(taken))
+    monkeypatch.setattr(ray_session, "ray_session", contextmanager(taken))
     with pytest.raises(UserError, match="no worker has started for 5 s: the cluster does not give them the CPUs"):
         go({})

@@ -21,6 +21,7 @@ from labelmill.pipelines.sources.labels import detection
 from tests.pipelines.evaluation.labelled_runs import (
     FOUND,
     HEIGHT,
+    TAKE_ALL,
     TRUE,
     WIDTH,
     annotation,
@@ -307,6 +308,14 @@ class TestNothingIsSilent:
         Path("voc/JPEGImages/a.png").unlink()
         with pytest.raises(UserError, match=r"has labels for none \(1 unread\)"):
             evaluate_run(found_run(), "voc")
+
+    def test_a_run_that_kept_none_of_them_says_so(self) -> None:
+        nothing = ["inspect", {"keep": "width > 9999"}]
+        truth = coco("truth.json", TRUE)
+        with pytest.raises(UserError, match="of the 2 images that it has labels for the run kept none"):
+            evaluate_run(found_run(steps=nothing), truth)
+        run = found_run(steps=[*nothing, TAKE_ALL], output="steps")
+        assert "the run has 2 of them and kept 0" in told(run, "--truth", truth)
 
     def test_images_of_the_source_that_nobody_labelled_take_no_part(self) -> None:
         """b.png and c.png have no label file: the run's own labels do not say that they are empty."""

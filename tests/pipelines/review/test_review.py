@@ -280,3 +280,11 @@ def test_a_file_that_is_no_export_is_refused(street: str, tmp_path: Path) -> Non
             import_review(tmp_path / name, street)
     with pytest.raises(UserError, match="there is no file"):
         import_review(tmp_path / "none.json", street)
+
+
+def test_tasks_that_were_lost_can_be_given_out_again_also_for_another_tool(street: str, tmp_path: Path) -> None:
+    """Case 20: nobody has reviewed any, so none of them has been reviewed."""
+    first = export_review(street, "label-studio", tmp_path / "one", 24, 24)
+    again = export_review(street, "cvat", tmp_path / "two", 24, 24)
+    assert first["images"] == again["images"] == 24
+    assert (tmp_path / "two" / "annotations.xml").is_file()
