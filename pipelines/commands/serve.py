@@ -117,4 +117,5 @@ def serve(
     classes = read_ontology(ontology) if ontology is not None else None
     app = create_app(settings, classes, load_pipeline(pipeline) if pipeline is not None else None)
     typer.echo(f"http://{host}:{port} (/docs lists what can be asked; Ctrl-C stops)", err=True)
-    listen(app, host, port, settings.drain, quiet)
+    # A stop waits as long as any request that was taken may still take.
+    listen(app, host, port, settings.timeout + 5, quiet)

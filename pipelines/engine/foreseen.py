@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from labelmill.operators.columns.schemas import DETECTIONS
 from labelmill.operators.ontology import Ontology
 from labelmill.operators.wording import counted, plural_of
 from labelmill.pipelines.exports.class_folders import class_folders
@@ -30,6 +31,7 @@ def export_problems(pipeline: Pipeline, arrived: Arrived, source_classes: Sequen
         for problem in (
             _no_labels(pipeline, export, arrived),
             _no_split(pipeline, arrived),
+            _no_masks(pipeline, export),
             _class_folders(pipeline, export, source_classes),
         ):
             if problem is not None and f"export {export.name}: {problem}" not in found:
@@ -67,6 +69,26 @@ def _no_split(pipeline: Pipeline, arrived: Arrived) -> str | None:
         f"every image must be in one of the source's splits {known} but {counted(lost, 'image')}, such as "
         f"{arrived.unsplit!r}, {plural_of(lost, 'is', 'are')} in none: leave out what is in none with a step "
         '`- keep: "source.split is not null"`, or divide all anew with `split:` under `export:`'
+    )
+
+
+def _no_masks(pipeline: Pipeline, export: Export) -> str | None:
+    """An export of outlines whose labels are boxes, whatever the images show."""
+    if getattr(export.params, "task", None) != "segment":
+        return None
+    waiting, boxes_of = [export_labels(pipeline.steps, pipeline.labels)], ""
+    while waiting:
+        column = waiting.pop()
+        step = None if column.step is None else pipeline.steps[column.step]
+        if step is not None and step.operator_name in ("select", "fuse", "review"):
+            waiting += [each for each in step.inputs.values() if each.type.equals(DETECTIONS)]
+        elif step is not None and step.operator_name == "detect":
+            boxes_of = step.name
+        else:
+            return None  # it has masks, or nobody knows yet
+    return (
+        f"the dataset must have masks for `task: segment` but {boxes_of!r} writes boxes alone: add a step `segment` "
+        "below it, or export `task: detect`"
     )
 
 

@@ -73,7 +73,8 @@ def create_app(settings: Settings, ontology: Ontology | None = None, pipeline: P
     app = FastAPI(title="labelmill", description=DESCRIPTION, lifespan=life)
     app.state.server = server
     for room in (basics, registry, clip, detection, labels, sam, faces_words, openai, own, not_here):
-        app.include_router(room.router)
+        # Not included one router in another: each level looks for a request's route again.
+        app.router.routes.extend(room.router.routes)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _not_there)
     app.add_exception_handler(Exception, _failed)

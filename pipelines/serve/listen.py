@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from typing import Any
 
@@ -35,6 +36,8 @@ def listen(app: Any, host: str, port: int, drain: float, quiet: bool = False) ->
     """
     import uvicorn
 
+    # Threads that prepare images hold the interpreter; who answers must not wait five milliseconds for it each time.
+    sys.setswitchinterval(0.001)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     for name in ("labelmill.serve", "uvicorn.error"):

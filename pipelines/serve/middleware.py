@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 import time
@@ -19,6 +20,10 @@ from labelmill.pipelines.serve.settings import Settings
 from labelmill.pipelines.serve.work import told
 
 log = logging.getLogger("labelmill.serve")
+
+# Drawn once and counted on: asking the system for chance each time lets go of the interpreter for milliseconds.
+_FIRST = uuid.uuid4().hex
+_NUMBERS = itertools.count(1)
 
 _ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
@@ -79,9 +84,11 @@ class _Request:
     def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings, held: Budget) -> None:
         self._receive, self._send, self._settings, self._held = receive, send, settings, held
         self.started = time.monotonic()
-        headers = {name: value for name, value in scope["headers"] if name in (b"x-request-id", b"content-length")}
+        wanted = (b"x-request-id", b"content-length", b"expect")
+        headers = {name: value for name, value in scope["headers"] if name in wanted}
+        self._expects = b"expect" in headers
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        self.id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        self.id = given if _ID.fullmatch(given) else f"{_FIRST}-{next(_NUMBERS)}"
         length = headers.get(b"content-length", b"")
         self._declared = int(length) if length.isdigit() else None
         self._taken = 0
@@ -119,10 +126,10 @@ class _Request:
         if message["type"] == "http.request":
             size = len(message.get("body", b""))
             self.received += size
+            self._complete = not message.get("more_body", False)
             if self._declared is None:
                 self._check(self.received)
                 self._take(size)
-            self._complete = not message.get("more_body", False)
         else:
             self._complete = True
         return message
@@ -131,8 +138,9 @@ class _Request:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             seconds = f"{time.monotonic() - self.started:.6f}"
+            await self._rest()
             own = [(b"x-request-id", self.id.encode()), (b"x-processing-time", seconds.encode())]
-            if not self._complete and self._declared != 0 and self.received < (self._declared or 1):
+            if not self._complete and self._declared != 0:
                 own.append((b"connection", b"close"))  # the rest of the body would be taken for the next request
             self.model = next(
                 (value.decode() for name, value in message["headers"] if name.lower() == b"x-model-id"), None
@@ -140,6 +148,22 @@ class _Request:
             message = {**message, "headers": [*message["headers"], *own]}
         await self._send(message)
         self._answering = True
+
+    async def _rest(self) -> None:
+        """Read what is left of a body that nobody wanted, and keep nothing of it.
+
+        A client that is still sending sees a connection that is closed before it sees the answer. What is far too large
+        is not waited for, nor what the client only sends when it is asked to.
+        """
+        waits = self._expects and not self.received
+        while not self._complete and not waits and self.received <= 2 * self._settings.max_body:
+            left = self.started + self._settings.body_timeout - time.monotonic()
+            try:
+                message = await asyncio.wait_for(self._receive(), left)
+            except TimeoutError:
+                return
+            self.received += len(message.get("body", b""))
+            self._complete = message["type"] != "http.request" or not message.get("more_body", False)
 
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error, unless an answer is under way already."""

@@ -31,7 +31,6 @@ class Settings:
         max_images: Images, or texts, of one request.
         timeout: Seconds until a request is given up.
         body_timeout: Seconds in which a request's body must have come in.
-        drain: Seconds that a stop waits for what was taken.
         keys: API keys, one of which a request must show; none for no keys.
         allow_urls: Whether images may be URLs that the server fetches.
         cards_on_demand: Whether `/model/add` and requests may load cards that were not named at the start.
@@ -54,7 +53,6 @@ class Settings:
     max_images: int = 128
     timeout: float = 60.0
     body_timeout: float = 30.0
-    drain: float = 30.0
     keys: tuple[str, ...] = field(default=(), repr=False)
     allow_urls: bool = False
     cards_on_demand: bool = True

@@ -1,7 +1,8 @@
 """``make bench``: every benchmark, one after the other."""
 
-from tests.benchmarks import mill, near_duplicates, operators
+from tests.benchmarks import mill, near_duplicates, operators, serve
 
 mill.main()
 operators.main([])
 near_duplicates.main([])
+serve.main([])

@@ -42,13 +42,14 @@ class Rate:
     cpu: float
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Measure both cases, or one of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=tuple(CASES))
     parser.add_argument("--images", type=int, default=384)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     from labelmill.operators.miniatures.write import write_world
 
     with tempfile.TemporaryDirectory() as folder:

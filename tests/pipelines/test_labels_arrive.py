@@ -336,3 +336,16 @@ def test_what_else_a_coco_file_says_comes_back_from_its_export_and_is_named_by_t
         told = " ".join(found["notes"])
         assert "1 regions to ignore" in told or "1 region to ignore" in told
         assert "keypoints of 1" in told
+
+
+@pytest.mark.parametrize(("more", "good"), [([], False), ([{"segment": {"model": "sam-miniature"}}], True)])
+def test_a_segment_export_without_masks_is_found_by_check(more: list[Any], good: bool) -> None:
+    write(Path("bare/a.jpg"), image_of("read"))
+    steps = [detector(), {"select": {"ontology": ["car"]}}, *more]
+    document = {"name": "x", "source": {"folder": "bare"}, "steps": steps,
+                "export": {"yolo": {"task": "segment"}}}  # fmt: skip
+    Path("p.yaml").write_text(yaml.safe_dump(document))
+    problems = look_at(load_pipeline("p.yaml")).problems
+    assert [("task: segment" in problem, "add a step `segment`" in problem) for problem in problems] == [
+        (True, True)
+    ] * (not good)

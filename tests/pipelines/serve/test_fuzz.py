@@ -83,6 +83,20 @@ def test_every_bad_image(address: str) -> None:
     good(address)
 
 
+def test_a_client_that_is_still_sending_sees_the_answer(address: str) -> None:
+    """Not only a connection that is closed: urllib, like others, sends all of a body before it reads."""
+    for path, size, status in (
+        ("/nothing", 900_000, 404),
+        ("/clip/embed_image", 1_900_000, 413),
+        ("/info", 900_000, 405),
+    ):
+        for _ in range(5):
+            answer = httpx.post(address + path, content=b"x" * size, headers=JSON)
+            assert answer.status_code == status
+            told(answer)
+    good(address)
+
+
 def test_cut_connections_slow_clients_and_nonsense(address: str) -> None:
     host, port = address.removeprefix("http://").split(":")
     head = b"POST /clip/embed_image HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
