@@ -29,6 +29,7 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
+    before = os.environ.get("PYTHONPATH")
     address = address or os.environ.get("RAY_ADDRESS")
     level = logging.INFO if verbose else logging.ERROR
     common: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "configure_logging": True}
@@ -51,6 +52,10 @@ def ray_session(address: str | None, cpus: int | None, verbose: bool) -> Iterato
     finally:
         with _no_stderr(not verbose):
             ray.shutdown()
+        if before is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def _start_local(cpus: int | None, common: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 
+from labelmill.pipelines.engine.deaths import RETRIES
 from tests.drawing import folder_of_images
 from tests.pipelines.test_run import document, tree
 from tests.toys import logged
@@ -117,12 +118,14 @@ def test_killed_and_started_again_gives_the_same_bytes_and_computes_nothing_twic
     for attempt in range(kills):
         calls = len(logged(log))
         process = start(pipeline, *flags)
-        files = int(generator.integers(0, max(2, total // kills)))
+        # All within the first half: what is under way is done before a kill on a busy machine comes through.
+        files = int(generator.integers(0, max(2, total // (2 * kills))))
         killed += kill_at(process, "run", files, wait=float(generator.uniform(0, 0.05)))
         assert not done_before & set(logged(log)[calls:]), f"attempt {attempt} computed a finished shard again"
         done_before = finished_images("run")
     assert killed == kills, "some runs ended before they were killed"
 
+    calls = len(logged(log))
     process = start(pipeline, *flags)
     while not list(Path("run").glob("exports/.tmp-*")) and process.poll() is None:
         time.sleep(0.001)
@@ -184,12 +187,12 @@ def test_workers_that_are_killed_at_random_moments_are_replaced() -> None:
     generator = np.random.default_rng(3)
     killed: set[int] = set()
     before = 0
-    while process.poll() is None and len(killed) < 6:
+    while process.poll() is None and len(killed) <= RETRIES - 1:  # more on one shard would end the run, rightly
         time.sleep(float(generator.uniform(0, 0.05)))
         first, *forked = [each for each in children(process) if each.pid not in killed] or [None]
         if committed("run") > before and first is not None and forked:
             before = committed("run")
-            victim = first if len(killed) == 3 else forked[int(generator.integers(len(forked)))]
+            victim = first if len(killed) == 2 else forked[int(generator.integers(len(forked)))]
             victim.kill()
             killed.add(victim.pid)
     _, errors = process.communicate(timeout=180)
