@@ -56,6 +56,10 @@ def _run(pipeline: Pipeline, store: Store, options: Options, reporter: Reporter)
     store.clean()
     intake = take_in(source, store, pipeline.settings.shard_size, pipeline.steps, fetch=fetch)
     reporter.source_read(intake)
+    if intake.shard_size != pipeline.settings.shard_size:
+        reporter.note(
+            f"shard_size stays {intake.shard_size}, with which the run began; choose another output for another"
+        )
     write_pipeline(pipeline, store)
     write_categories(store, source.categories)
     arrived = write_refused(store, intake.shards, intake.orphans)

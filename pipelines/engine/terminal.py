@@ -128,7 +128,7 @@ class TerminalReporter:
         if intake.gone:
             new = f", {intake.left:,} of them since the last run" if 0 < intake.left < len(intake.gone) else ""
             gone = counted(len(intake.gone), "image is", "images are")
-            self._warn(f"{gone} gone from the source{new}: left out, their image_ids stay theirs", intake.gone)
+            self._warn(f"{gone} gone from the source{new}: left out; no image_id is given again", intake.gone)
         if intake.returned:
             self.console.print(f"        {counted(intake.returned, 'image is', 'images are')} back")
 

@@ -12,6 +12,8 @@ def print_explanation(story: dict[str, Any], console: Console) -> None:
     """Print `explain_image`."""
     console.print(f"{escape(story['key'])}  image_id {story['image_id']}, shard {story['shard']}")
     console.print(f"  {escape(story['uri'])}", soft_wrap=True)
+    if story["gone"]:
+        console.print("  gone: the source no longer has it; this is what was known of it")
     for name in ("split", "metadata", "problem"):
         if story[name] is not None:
             console.print(f"  source.{name}: {escape(str(story[name]))}", soft_wrap=True)

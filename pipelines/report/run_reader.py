@@ -16,7 +16,7 @@ from labelmill.pipelines.errors import UnfinishedRun
 from labelmill.pipelines.run_folder.layout import Layout, column_of
 from labelmill.pipelines.run_folder.outcomes import Outcome, outcomes
 from labelmill.pipelines.run_folder.reopen import SUMMARY_FILE, reopen
-from labelmill.pipelines.run_folder.shards import read_shard
+from labelmill.pipelines.run_folder.shards import read_shard, size_of_shards
 from labelmill.pipelines.steps import Input, Step
 
 Figures = dict[str, Any]
@@ -75,7 +75,7 @@ class RunReader:
         if not self.layout.store.exists(SUMMARY_FILE):
             raise UnfinishedRun(folder)
         self.summary: Figures = json.loads(self.layout.store.read(SUMMARY_FILE))
-        self._size = self.pipeline.settings.shard_size
+        self._size = size_of_shards(self.layout.store, self.shards, self.pipeline.settings.shard_size)
 
     @property
     def steps(self) -> tuple[Step, ...]:

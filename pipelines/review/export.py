@@ -22,6 +22,7 @@ from labelmill.pipelines.review.collect import DECISIONS_FILE, read_decisions
 from labelmill.pipelines.review.manifest import FOLDER, Details, manifest_bytes, read_manifests
 from labelmill.pipelines.review.pick import Pick, pick
 from labelmill.pipelines.run_folder.reopen import export_classes, reopen
+from labelmill.pipelines.run_folder.shards import size_of_shards
 from labelmill.pipelines.sources import Fetcher, open_source
 
 MANIFEST = "review.parquet"
@@ -106,7 +107,7 @@ def export_review(
     )
     chosen = {each.image_id: each for each in picks}
     rows: list[dict[str, Any]] = []
-    size = pipeline.settings.shard_size
+    size = size_of_shards(layout.store, shards, pipeline.settings.shard_size)
     few = {shard: count for shard, count in shards.items() if any((each - 1) // size == shard for each in chosen)}
     fetch = Fetcher(dict(pipeline.settings.source.storage_options))
     shown = _noting(export_images(pipeline, layout, few, fetch), chosen, rows)

@@ -21,6 +21,7 @@ def explain_image(folder: str, key: str) -> dict[str, Any]:
     _, layout, shards = reopen(folder)
     shard, row = _find(layout, shards, key)
     image = read_shard(layout.store, shard).slice(row, 1).to_pylist()[0]
+    gone = row in layout.departed.rows(shard)
     steps = []
     for step in layout.steps:
         try:
@@ -31,7 +32,7 @@ def explain_image(folder: str, key: str) -> dict[str, Any]:
         columns = {name: values[name] for name in step.operator.writes().names}
         told = {name: values[f"decision.{name}"] for name in ("reason", "score", "threshold")}
         steps.append({"step": step.name, "decision": values["decision"] or "passed over", **told, "columns": columns})
-    return {"run": folder, "shard": shard, **image, "steps": steps}
+    return {"run": folder, "shard": shard, "gone": gone, **image, "steps": steps}
 
 
 def _find(layout: Layout, shards: dict[int, int], key: str) -> tuple[int, int]:

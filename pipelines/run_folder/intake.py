@@ -23,7 +23,15 @@ from labelmill.pipelines.errors import UserError
 from labelmill.pipelines.run_folder.departed import write_departed
 from labelmill.pipelines.run_folder.invalidate import decided_together, forget_rows, reopen_all
 from labelmill.pipelines.run_folder.layout import Layout
-from labelmill.pipelines.run_folder.shards import FOLDER, read_shard, shard_name, shard_numbers, shard_table, stamps
+from labelmill.pipelines.run_folder.shards import (
+    FOLDER,
+    read_shard,
+    shard_name,
+    shard_numbers,
+    shard_table,
+    size_of_shards,
+    stamps,
+)
 from labelmill.pipelines.run_folder.store import Store
 from labelmill.pipelines.sources import Entry, Refused, Source
 from labelmill.pipelines.steps import Step
@@ -41,6 +49,7 @@ class Intake:
 
     Attributes:
         shards: Number of images in each shard, by shard number.
+        shard_size: Images in a full shard: what the run began with.
         added: Images that were not there before.
         changed: Keys whose bytes are others than when their row was written.
         relabelled: Keys of which the source says something else: labels, split, metadata.
@@ -54,6 +63,7 @@ class Intake:
     """
 
     shards: dict[int, int] = field(default_factory=dict)
+    shard_size: int = 0
     added: int = 0
     changed: list[str] = field(default_factory=list)
     relabelled: list[str] = field(default_factory=list)
@@ -112,7 +122,7 @@ def take_in(
     Args:
         source: Where images come from.
         store: The run's directory.
-        shard_size: Images in a new full shard.
+        shard_size: Images in a full shard of a new run; one that has shards keeps their size.
         steps: Of the pipeline, to know what depends on which words of the source.
         write: False to only say what would be there.
         fetch: Gives the bytes behind a uri. With it, a file that was only touched is told from one that changed where
@@ -122,7 +132,8 @@ def take_in(
         UserError: The source holds no images.
     """
     intake, layout = Intake(), Layout.of(store, steps)
-    known, last_id = _known(store, intake)
+    known = _known(store, intake)
+    intake.shard_size = size_of_shards(store, intake.shards, shard_size)
     departed = set(layout.departed.places())
     fresh: list[Entry] = []
     changes = _Changes()
@@ -157,21 +168,19 @@ def take_in(
             _take_back(layout, changes, left, returned)
             write_departed(store, gone, layout.departed.revision + 1)
         _rewrite(store, changes.entries)
-    _add(store, fresh, shard_size, last_id, intake, write)
+    _add(store, fresh, intake, write)
     return intake
 
 
-def _known(store: Store, intake: Intake) -> tuple[dict[str, _Known], int]:
-    """Every image that a run has a row for, by key, and the largest `image_id` that it gave."""
+def _known(store: Store, intake: Intake) -> dict[str, _Known]:
+    """Every image that a run has a row for, by key."""
     known: dict[str, _Known] = {}
-    last_id = 0
     for shard in shard_numbers(store.names(FOLDER)):
-        table = read_shard(store, shard, ["image_id", "key", "version", "stamp"])
+        table = read_shard(store, shard, ["key", "version", "stamp"])
         rows = zip(*(table.column(name).to_pylist() for name in ("key", "version", "stamp")), strict=True)
         known.update((key, _Known((shard, row), version, stamp)) for row, (key, version, stamp) in enumerate(rows))
         intake.shards[shard] = table.num_rows
-        last_id = max([last_id, *table.column("image_id").to_pylist()[-1:]])
-    return known, last_id
+    return known
 
 
 def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
@@ -300,14 +309,12 @@ def _rewrite(store: Store, entries: dict[Place, Entry]) -> None:
         store.write_table(f"{FOLDER}/{shard_name(shard)}", joined.cast(new.schema))
 
 
-def _add(store: Store, fresh: list[Entry], shard_size: int, last_id: int, intake: Intake, write: bool) -> None:
+def _add(store: Store, fresh: list[Entry], intake: Intake, write: bool) -> None:
     fresh.sort(key=lambda entry: entry.key)
-    shard = max(intake.shards, default=-1) + 1
-    for start in range(0, len(fresh), shard_size):
-        entries = fresh[start : start + shard_size]
-        # Of shards that are all of one size, but perhaps the last: its number tells the first `image_id` of a shard.
-        first_id = max(last_id + 1, shard * shard_size + 1)
+    size, shard = intake.shard_size, max(intake.shards, default=-1) + 1
+    for start in range(0, len(fresh), size):
+        entries = fresh[start : start + size]
         if write:
-            store.write_table(f"{FOLDER}/{shard_name(shard)}", shard_table(entries, first_id))
+            store.write_table(f"{FOLDER}/{shard_name(shard)}", shard_table(entries, shard * size + 1))
         intake.shards[shard] = len(entries)
-        last_id, shard = first_id + len(entries) - 1, shard + 1
+        shard += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +23,23 @@ def shard_name(shard: int) -> str:
 def shard_numbers(names: list[str]) -> list[int]:
     """The shards that have a file among `names`, ascending."""
     return sorted(int(name.removesuffix(".parquet")) for name in names if name.endswith(".parquet"))
+
+
+def size_of_shards(store: Store, shards: Mapping[int, int], asked: int) -> int:
+    """Images in a full shard of a run: what it began with, whatever is asked for now.
+
+    An `image_id` is shard × this size + row + 1.
+
+    Args:
+        store: The run's directory.
+        shards: Number of images in each of its shards.
+        asked: The pipeline's `shard_size`.
+    """
+    last = max(shards, default=0)
+    if not last:
+        return max(asked, shards.get(0, 0))
+    first = read_shard(store, last, ["image_id"]).column(0)[0].as_py()
+    return int(first - 1) // last
 
 
 def known_shards(store: Store) -> dict[int, int]:

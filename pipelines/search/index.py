@@ -103,7 +103,8 @@ def open_index(layout: Layout, column: Input, shards: dict[int, int], flat_up_to
     assert column.step is not None
     if flat_up_to < 1000:
         raise ValueError(f"flat_up_to must be at least 1000, for a quantizer to learn from, but is {flat_up_to}")
-    content = json.dumps([VERSION, column.column, sorted(shards), flat_up_to])
+    revision = layout.departed.revision
+    content = json.dumps([VERSION, column.column, sorted(shards), flat_up_to, *[revision] * bool(revision)])
     folder = f"index/{layout.steps[column.step].fingerprint}"
     name = f"{folder}/{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     known = _read(layout.store, name)

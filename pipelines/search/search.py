@@ -27,7 +27,7 @@ from labelmill.pipelines.run_folder.image_story import explain_image
 from labelmill.pipelines.run_folder.layout import Layout, column_of
 from labelmill.pipelines.run_folder.outcomes import note_decisions
 from labelmill.pipelines.run_folder.reopen import reopen
-from labelmill.pipelines.run_folder.shards import read_shard
+from labelmill.pipelines.run_folder.shards import read_shard, size_of_shards
 from labelmill.pipelines.search.index import open_index
 from labelmill.pipelines.sources.storage import Storage
 from labelmill.pipelines.sources.uri import as_location
@@ -92,7 +92,7 @@ def search_run(folder: str, query: Query, top: int = 20, everything: bool = Fals
     use_threads()
     vector, own = _vector(folder, query, chosen, column)
     index = open_index(layout, column, {shard: shards[shard] for shard in done})
-    size = pipeline.settings.shard_size
+    size = size_of_shards(layout.store, shards, pipeline.settings.shard_size)
     allowed = None if everything else _kept_bits(layout, shards, size)
     ids = index.candidates(vector, top + (own is not None), allowed)
     rows = _rows(layout, column, vector, ids[ids != own] if own is not None else ids, size)
@@ -225,7 +225,8 @@ def _kept_bits(layout: Layout, shards: dict[int, int], shard_size: int) -> NDArr
     Reading every step's decisions takes a while for a large run: they are kept until a step or a shard is added.
     """
     done = {step.position: layout.done(step.position) & shards.keys() for step in layout.steps}
-    content = json.dumps([shard_size, [[step.fingerprint, sorted(done[step.position])] for step in layout.steps]])
+    steps = [[step.fingerprint, sorted(done[step.position])] for step in layout.steps]
+    content = json.dumps([shard_size, steps, layout.departed.revision])
     name = f"kept-{hashlib.sha256(content.encode()).hexdigest()[:16]}.bits"
     length = (max(shards) + 1) * shard_size + 1
     try:
@@ -262,6 +263,8 @@ def _outcomes(layout: Layout, rows: Sequence[dict[str, Any]], shard_size: int) -
 def _outcome_so_far(layout: Layout, shard: int, count: int, done: dict[int, set[int]]) -> list[str]:
     """The first decision against each image of a shard, or kept. Steps that are not done yet say nothing."""
     final = ["kept"] * count
+    for row in layout.departed.rows(shard):
+        final[row] = "gone"
     for step in layout.steps:
         if shard not in done[step.position]:
             continue

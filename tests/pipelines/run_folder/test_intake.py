@@ -20,6 +20,7 @@ from PIL import Image
 from labelmill.pipelines.config.pipeline import load_pipeline
 from labelmill.pipelines.engine.terminal import TerminalReporter
 from labelmill.pipelines.run import Options, run
+from labelmill.pipelines.run_folder.shards import known_shards, size_of_shards
 from labelmill.pipelines.run_folder.store import Store
 from tests.drawing import encode
 from tests.toys import logged
@@ -210,6 +211,17 @@ def test_another_shard_size_gives_no_id_twice(world: World, size: int) -> None:
     assert_as_fresh(world)
     ids = [row["image_id"] for row in world.rows("run")]
     assert len(set(ids)) == len(ids) == 11
+
+
+def test_a_row_is_found_by_its_id_whatever_shard_size_is_asked_for(world: World) -> None:
+    world.shard_size = 3
+    world.put("zz.png", 19)
+    world.go("run")
+    size = size_of_shards(Store(str(world.folder / "run")), known_shards(Store(str(world.folder / "run"))), 3)
+    assert size == 4
+    for shard in range(3):
+        rows = pq.read_table(world.folder / "run" / "shards" / f"{shard:05d}.parquet").column("image_id").to_pylist()
+        assert rows == [shard * size + row + 1 for row in range(len(rows))]
 
 
 def test_the_copy_of_a_deleted_original_comes_back(tmp_path: Path) -> None:
