@@ -51,9 +51,6 @@ def as_detections(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(DETECTIONS) if same and len(fields) >= EARLIEST_FIELDS else column
 
 
-EARLIEST_FIELDS = 8
-"""Fields that detections had in the first runs; whatever has fewer is something else."""
-
 LABEL_STATES = ("read", "unread", "refused")
 """What became of an image's labels as they came in.
 
