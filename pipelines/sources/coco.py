@@ -364,11 +364,7 @@ class CocoSource(Source):
         if self.sizes is not None:
             return None
         if not is_remote(location):
-            try:
-                return self.storage.info(location).version
-            except Unavailable as error:
-                problems.append(str(error))
-            return None
+            return self.storage.version_here(location, problems)
         for root, listed in versions.items():
             if below(location, root) is not None:
                 if location not in listed:

@@ -153,12 +153,7 @@ class CvatSource(Source):
     def _entry(self, image: _Image) -> Entry:
         problems: list[str] = []
         refused: list[Refused] = []
-        version = None
-        if not is_remote(image.location) and self.sizes is None:
-            try:
-                version = self.storage.info(image.location).version
-            except Unavailable as error:
-                problems.append(str(error))
+        version = self.storage.version_here(image.location, problems) if self.sizes is None else None
         labels = self._labels(image, problems, refused)
         return Entry(
             image.key,

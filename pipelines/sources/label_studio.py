@@ -149,12 +149,7 @@ class LabelStudioSource(Source):
     def _entry(self, item: _Task) -> Entry:
         problems: list[str] = []
         refused: list[Refused] = []
-        version = None
-        if not is_remote(item.location) and self.sizes is None:
-            try:
-                version = self.storage.info(item.location).version
-            except Unavailable as error:
-                problems.append(str(error))
+        version = self.storage.version_here(item.location, problems) if self.sizes is None else None
         result = _result(item.task)
         labels = None if result is None else self._labels(item, result, problems, refused)
         split = item.task["data"].get("split")

@@ -128,6 +128,19 @@ class Storage:
             raise Unavailable(f"this must be a file but is a folder: {location}")
         return remote_info(found)
 
+    def version_here(self, location: str, problems: list[str]) -> str | None:
+        """The version of a file of this machine, or why there is none as one more problem; None for a remote one.
+
+        A remote file is not asked: that would be a request for each image.
+        """
+        if is_remote(location):
+            return None
+        try:
+            return self.info(location).version
+        except Unavailable as error:
+            problems.append(str(error))
+            return None
+
     def is_folder(self, location: str) -> bool:
         """Whether something lies below the location. Always False over http, which has no folders."""
         if not is_remote(location):
