@@ -46,6 +46,11 @@ def connection() -> duckdb.DuckDBPyConnection:
     return cast("duckdb.DuckDBPyConnection", _threads.connection)
 
 
+def forget_connection() -> None:
+    """Let this thread begin with a new DuckDB: after an internal error every later query of the old one would fail."""
+    _threads.__dict__.pop("connection", None)
+
+
 def syntax_tree(source: str) -> dict[str, Any]:
     """DuckDB's own tree of ``SELECT <source>``, or its description of what is wrong with it."""
     rows = connection().execute("SELECT json_serialize_sql(?)", [SELECT + source]).fetchall()

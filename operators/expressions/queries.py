@@ -6,19 +6,48 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
+from labelmill.operators.applying.moment import MomentError
 from labelmill.operators.errors import OperatorError
 from labelmill.operators.expressions.expression import Expression
-from labelmill.operators.expressions.functions import FunctionError, Functions, connection
+from labelmill.operators.expressions.functions import FunctionError, Functions, connection, forget_connection
 
 
 def select(query: str, table: pa.Table, expression: Expression) -> pa.Table:
     """Run a query over the table ``rows``, which has `image_id` and what the expression refers to.
 
+    An error that is neither the query's nor a row's may be that of an earlier row: DuckDB refuses everything after an
+    internal error. So it is run again by a new one, and only what that says counts.
+
     Raises:
         duckdb.Error: It does not fit the columns, or a row cannot be computed.
+        MomentError: DuckDB takes no table in this process, or cannot have what it needs of the machine.
     """
+    import duckdb
+
+    rows = table.select(list(dict.fromkeys(("image_id", *expression.inputs))))
+    try:
+        return _run(query, rows)
+    except (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError, duckdb.OutOfMemoryException):
+        raise
+    except (duckdb.Error, MomentError):
+        forget_connection()
+    try:
+        return _run(query, rows)
+    except (duckdb.InternalError, duckdb.FatalException):
+        forget_connection()
+        raise
+    except duckdb.OutOfMemoryException:
+        raise
+    except duckdb.OperationalError as error:
+        raise MomentError(f"DuckDB cannot go on: {plain(error)}", "machine") from error
+
+
+def _run(query: str, rows: pa.Table) -> pa.Table:
     duck = connection()
-    duck.register("rows", table.select(list(dict.fromkeys(("image_id", *expression.inputs)))))
+    try:
+        duck.register("rows", rows)
+    except Exception as error:  # whatever it is (it imports pandas here), no row has been looked at
+        raise MomentError(f"DuckDB does not take a table: {type(error).__name__}: {plain(error)}", "machine") from error
     try:
         return duck.sql(query).to_arrow_table()
     finally:

@@ -22,6 +22,7 @@ from labelmill.operators.applying.worker import Worker
 from labelmill.operators.base import KEPT, Decision
 from labelmill.operators.columns.schemas import DETECTIONS, embedding
 from labelmill.operators.errors import OperatorError, RowError
+from labelmill.operators.expressions import functions, queries
 from labelmill.operators.keep import Keep
 
 
@@ -443,3 +444,67 @@ def test_compute_raises_a_row_error_that_apply_turns_into_a_decision() -> None:
     operator = keep("cast(text as int) > 10")
     with pytest.raises(RowError, match="cannot be computed"):
         operator.compute(shown(operator))
+
+
+class Broken:
+    """A DuckDB that refuses a table as it does after an internal error, or a query as a machine does."""
+
+    def __init__(self, at_register: Exception | None = None, at_query: Exception | None = None) -> None:
+        self.at_register, self.at_query = at_register, at_query
+
+    def register(self, name: str, table: pa.Table) -> None:
+        if self.at_register is not None:
+            raise self.at_register
+
+    def unregister(self, name: str) -> None: ...
+
+    def sql(self, query: str) -> Any:
+        raise self.at_query or AssertionError("nothing was registered")
+
+
+FATAL = duckdb.FatalException("FATAL Error: Failed: database has been invalidated because of a previous fatal error")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        Broken(at_query=FATAL),
+        Broken(at_query=duckdb.InternalException("INTERNAL Error: an assertion failed")),
+        Broken(at_query=duckdb.IOException("IO Error: cannot start a thread")),
+        Broken(at_register=duckdb.InvalidInputException('Python Object "rows" of type "Table" is not suitable')),
+        Broken(at_register=AttributeError("partially initialized module 'pandas' has no attribute 'DataFrame'")),
+    ],
+)
+def test_a_duckdb_that_is_broken_is_replaced_and_no_row_pays_for_it(broken: Broken) -> None:
+    def in_a_thread() -> list[str]:
+        operator = keep("min_side >= 64")
+        rows = shown(operator)
+        functions._threads.connection = broken
+        return [decision.decision for decision in operator.compute(rows).decisions or []]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(in_a_thread).result() == ["kept", "dropped", "kept", "kept"]
+        # The new one stays: what comes later does not meet the broken one again.
+        assert pool.submit(lambda: functions.connection() is not broken).result()
+
+
+@pytest.mark.parametrize(
+    ("broken", "decision", "words"),
+    [
+        (
+            Broken(at_register=ImportError("no pandas")),
+            "undone",
+            "DuckDB does not take a table: ImportError: no pandas",
+        ),
+        (Broken(at_query=duckdb.IOException("IO Error: disk")), "undone", "DuckDB cannot go on: disk"),
+        (Broken(at_query=duckdb.InternalException("INTERNAL Error: bug")), "failed", "InternalException"),
+    ],
+)
+def test_what_a_new_duckdb_says_too_is_of_the_machine_or_of_the_row(
+    broken: Broken, decision: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "connection", lambda: broken)
+    operator = keep("min_side >= 64")
+    table, _ = apply(Job(Worker(operator), shown(operator), np.ones(TABLE.num_rows, bool)))
+    assert table.column("decision").to_pylist() == [decision] * TABLE.num_rows
+    assert all(words in reason for reason in table.column("decision.reason").to_pylist())

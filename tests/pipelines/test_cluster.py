@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -122,6 +123,16 @@ def images_of(shards: set[int]) -> set[int]:
     return {shard * SHARD + row + 1 for shard in shards for row in range(SHARD)}
 
 
+def decisions(output: str) -> list[dict[str, Any]]:
+    """What every step decided of every image, and why: says more than that some file differs."""
+    files = sorted(Path(output).glob("steps/*/[0-9]*.parquet"))
+    return [
+        {"file": str(file.relative_to(output)), **row}
+        for file in files
+        for row in pq.ParquetFile(file).read(["image_id", "decision", "decision.reason"]).to_pylist()
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_node_dies_and_nothing_is_lost_or_done_twice(shipped: Path, cluster: Any) -> None:
@@ -156,6 +167,7 @@ def test_a_node_dies_and_nothing_is_lost_or_done_twice(shipped: Path, cluster: A
     inline = start(home, "whole", "--inline")
     told, _ = inline.communicate(timeout=PATIENCE)
     assert inline.returncode == 0, told
+    assert decisions("run") == decisions("whole")
     found = {path.replace("run/", "whole/", 1): digest for path, digest in tree("run/exports", "run/steps").items()}
     assert found == tree("whole/exports", "whole/steps")
     assert (
