@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from labelmill.operators.applying.moment import MomentError
+from labelmill.operators.moment import MomentError
 from labelmill.operators.errors import OperatorError
 from labelmill.operators.expressions.expression import Expression
 from labelmill.operators.expressions.functions import FunctionError, Functions, connection, forget_connection
