@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from labelmill.operators.moment import MomentError
 from labelmill.operators.errors import OperatorError
 from labelmill.operators.expressions.expression import Expression
 from labelmill.operators.expressions.functions import FunctionError, Functions, connection, forget_connection
+from labelmill.operators.moment import MomentError
 
 
 def select(query: str, table: pa.Table, expression: Expression) -> pa.Table:
