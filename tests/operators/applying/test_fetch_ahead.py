@@ -57,7 +57,8 @@ def test_never_holds_more_than_a_budget_of_answers(pool: ThreadPoolExecutor) -> 
     far.open.set()
     ahead = FetchAhead(far, pool, under_way=8, ahead_bytes=250)
     ahead.expect((row, f"{row}") for row in range(50))
-    until(lambda: far.asked.total() == 8)
+    until(lambda: ahead._bytes == 8 * 100)  # all have come: one under way is not counted yet
+    assert far.asked.total() == 8
     assert ahead.take(0, "0")
     time.sleep(0.05)
     assert far.asked.total() == 8  # seven answers of 100 bytes wait; the next is asked for when three are left
